@@ -1,0 +1,124 @@
+"""Training batches: windows of users' sequences in which every position predicts the event after it.
+
+Each epoch cuts long sequences at other places and assigns every position a scenario anew, all drawn from
+(seed, epoch) alone: the batches of an epoch can be made again after a kill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec.data.dataset import Sequences
+from genrec.errors import GenrecError
+from genrec.generator.model import History, Request
+
+HOME = 0
+
+
+@dataclass(frozen=True)
+class ScenarioTask:
+    """How training draws one scenario. mask: bool [M], the training events that may be its target; share: of
+    the qualifying positions; trigger: the item before is the trigger; query: the target's query instructs."""
+
+    name: str
+    mask: np.ndarray
+    share: float
+    trigger: bool = False
+    query: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """history [B, T] predicts targets, int64 rows [B, T], -1 where padded; weights: float [B, T], the behaviour
+    weight of each target; request [B, T]."""
+
+    history: History
+    targets: Tensor
+    weights: Tensor
+    request: Request
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """train: the sequences. tasks: the scenarios beside home, whose position in the model's list is
+    `scenario_ids`. queries: float32 [N, V, text_dim], V ways to ask for each item, NaN rows where there is none.
+    instruction_dropout: share of search positions that keep the learned default instruction."""
+
+    train: Sequences
+    tasks: tuple[ScenarioTask, ...]
+    scenario_ids: dict[str, int]
+    queries: np.ndarray | None
+    text_dim: int
+    instruction_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.train.events == 0 or int(self.train.lengths.max()) < 2:
+            raise GenrecError("no user has two training events: there is nothing to learn a next item from")
+
+    def windows(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """int64 [windows, 2], start and end positions of at most size + 1 events, two or more each."""
+        starts, ends = self.train.offsets[:-1], self.train.offsets[1:]
+        long = ends - starts > size + 1
+        pieces = [np.stack([starts[~long], ends[~long]], 1)]
+        for start, end in zip(starts[long], ends[long], strict=True):
+            cuts = np.arange(start + int(rng.integers(1, size + 1)), end, size)
+            cuts = np.concatenate([[start], cuts])
+            pieces.append(np.stack([cuts, np.minimum(np.append(cuts[1:] + 1, end), end)], 1))
+        windows = np.concatenate(pieces)
+        return windows[windows[:, 1] - windows[:, 0] >= 2]
+
+    def epoch(self, size: int, positions: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """The epoch's batches as arrays of windows; each holds at most about `positions` padded positions."""
+        rng = np.random.default_rng((seed, epoch))
+        windows = self.windows(size, rng)
+        lengths = windows[:, 1] - windows[:, 0] - 1
+        order = np.lexsort((rng.random(len(windows)), lengths))
+        batches, start = [], 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and lengths[order[end]] * (end + 1 - start) <= positions:
+                end += 1
+            batches.append(windows[order[start:end]])
+            start = end
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def batch(self, windows: np.ndarray, seed: int) -> Batch:
+        """Tensors of one batch; the scenario of each position is drawn with `seed`."""
+        rng = np.random.default_rng(seed)
+        s = self.train
+        width = int((windows[:, 1] - windows[:, 0]).max()) - 1
+        at = windows[:, :1] + np.arange(width)
+        real = at < windows[:, 1:] - 1
+        here, after = np.where(real, at, 0), np.where(real, at + 1, 0)
+        rows = np.where(real, s.items[here], -1)
+        targets = np.where(real, s.items[after], -1)
+        before = np.maximum(here - 1, 0)
+        gaps = np.where(real & (np.arange(width) > 0), s.times[here] - s.times[before], 0)
+        weights = np.where(real, s.weights[here], 1)
+        scenario = np.zeros(at.shape, np.int64)
+        trigger = np.full(at.shape, -1, np.int64)
+        instruction = np.zeros((*at.shape, self.text_dim), np.float32)
+        instructed = np.zeros(at.shape, bool)
+        draw = rng.random(at.shape)
+        for task in self.tasks:
+            mine = (draw >= 0) & (draw < task.share) & real & task.mask[after]
+            draw = np.where(mine, -1.0, draw - task.share)
+            scenario[mine] = self.scenario_ids[task.name]
+            if task.trigger:
+                trigger[mine] = rows[mine]
+            if task.query and self.queries is not None:
+                wanted = targets[mine]
+                vectors = self.queries[wanted, rng.integers(0, self.queries.shape[1], len(wanted))]
+                usable = ~np.isnan(vectors).any(1) & (rng.random(len(wanted)) >= self.instruction_dropout)
+                instruction[mine] = np.where(usable[:, None], vectors, 0)
+                instructed[mine] = usable
+        return Batch(
+            History(torch.from_numpy(rows).long(), torch.from_numpy(gaps).float(), torch.from_numpy(weights).float()),
+            torch.from_numpy(targets).long(),
+            torch.from_numpy(np.where(real, s.weights[after], 0)).float(),
+            Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed))),
+        )

@@ -1,0 +1,285 @@
+"""The fast thinker: history in, semantic IDs out, steered by a scenario and an instruction.
+
+OxygenREC (2512.22386): an encoder-decoder with P(Y | X, I_s, I_r); the decoder's prefix is
+[BOS, I_s, I_r], the place to the right of BOS that the paper found best. I_s is the scenario with its
+optional trigger item in one token; I_r is a text embedding through an adapter, or a learned default.
+
+Ours, where the paper is silent:
+- One encoder position per event: its code embeddings, a projection of its text embedding, an item
+  embedding (absent for new items), time gap and weight, summed. The encoder is causal, so that one pass
+  trains every position of a sequence.
+- A next-code distribution is normalised over the legal codes only, in training and in search alike
+  ("legal normalisation"): P(item) is then a proper distribution over the catalogue.
+- A code's output embedding depends on where it stands in the tree: code embedding plus a projection of the
+  mean text embedding of the items below that node; leaves add the item's own output embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from genrec.generator.config import GeneratorConfig
+from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
+from genrec.tokenizer.trie import Trie
+
+GAP_BUCKETS = 16
+DAY = 86400.0
+PREFIX = 3  # BOS, scenario, instruction
+
+
+@dataclass(frozen=True)
+class History:
+    """A padded batch of histories, oldest first, padding at the end.
+
+    rows: int64 [B, T], -1 where padded; gaps: float [B, T], seconds since the event before (0 for the first);
+    weights: float [B, T], 1 neutral.
+    """
+
+    rows: Tensor
+    gaps: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device | str) -> History:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What steers the decoder, per user and request position.
+
+    scenario: int64 [B, Q]; trigger: int64 rows [B, Q], -1 for none; instruction: float [B, Q, text_dim];
+    instructed: bool [B, Q], False where the learned default stands in.
+    """
+
+    scenario: Tensor
+    trigger: Tensor
+    instruction: Tensor
+    instructed: Tensor
+
+    def to(self, device: torch.device | str) -> Request:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+
+@dataclass
+class SearchState:
+    """Everything a search keeps for B users: per layer keys and values, the cross-attention bias, and the
+    decoder's output for the first code [B, 1, d]."""
+
+    layers: list[LayerState]
+    bias: Tensor
+    hidden: Tensor
+
+
+class GeneratorModel(PreTrainedModel):
+    """The encoder-decoder over a catalogue of `config.items` items. Call `set_catalog` before use."""
+
+    config_class = GeneratorConfig
+    base_model_prefix = "generator"
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config)
+        d, k = config.d_model, config.codes
+        self.item_in, self.item_out = nn.Embedding(config.items, d), nn.Embedding(config.items, d)
+        self.code_in = nn.ModuleList(nn.Embedding(k, d) for _ in range(config.levels))
+        self.code_out = nn.ModuleList(nn.Embedding(k, d) for _ in range(config.levels))
+        self.text_in = nn.Linear(config.text_dim, d, bias=False)
+        self.text_out = nn.ModuleList(nn.Linear(config.text_dim, d, bias=False) for _ in range(config.levels))
+        self.gap = nn.Embedding(GAP_BUCKETS, d)
+        self.weight = nn.Linear(1, d, bias=False)
+        self.start = nn.Parameter(torch.empty(d))
+        self.scenario = nn.Embedding(len(config.scenarios), d)
+        self.no_trigger = nn.Parameter(torch.empty(d))
+        self.trigger = nn.Linear(d, d, bias=False)
+        self.no_instruction = nn.Parameter(torch.empty(d))
+        self.adapter = nn.Sequential(nn.Linear(config.text_dim, d), nn.GELU(), nn.Linear(d, d))
+        self.slot = nn.Parameter(torch.empty(PREFIX + config.levels - 1, d))
+        self.empty = nn.Parameter(torch.empty(d))
+        self.encoder_bias = nn.Embedding(config.max_history + 1, config.heads)
+        self.cross_bias = nn.Embedding(config.max_history + 1, config.heads)
+        sizes = (d, config.heads, config.d_ff, config.dropout)
+        self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
+        self.decoder_layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.decoder_layers))
+        self.encoder_norm, self.decoder_norm = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.post_init()
+        self.trie: Trie | None = None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        if module is self:
+            for parameter in (self.start, self.no_trigger, self.no_instruction, self.slot, self.empty):
+                nn.init.normal_(parameter, std=0.02)
+        if module is getattr(self, "item_out", None) or module in (self.encoder_bias, self.cross_bias):
+            nn.init.zeros_(module.weight)
+
+    # -- the catalogue ------------------------------------------------------------------------------
+
+    def set_catalog(self, trie: Trie, text: Tensor) -> GeneratorModel:
+        """The tree of legal IDs and the items' text embeddings, float [N, text_dim]. N may exceed
+        `config.items`: further items are new, and have no embedding of their own."""
+        if trie.items != len(text):
+            raise ValueError(f"the trie has {trie.items} items, the text embeddings {len(text)}")
+        if trie.levels != self.config.levels:
+            raise ValueError(f"the trie has {trie.levels} levels, the model {self.config.levels}")
+        self.trie = trie
+        text = text.to(self.device, torch.float32)
+        codes = torch.stack([c[trie.path[:, i + 1]] for i, c in enumerate(trie.codes)], 1)
+        constants = {"item_text": text, "item_codes": codes.to(self.device)}
+        for level in range(trie.levels):
+            pooled = trie.pooled(level + 1, text.cpu())
+            constants[f"node_text_{level}"] = F.normalize(pooled, dim=1).to(self.device)
+            constants[f"node_code_{level}"] = trie.codes[level].to(self.device)
+            constants[f"children_{level}"] = trie.children[level].to(self.device)
+        constants["leaf_items"] = trie.leaf_items.to(self.device)
+        constants["path"] = trie.path.to(self.device)
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+        return self
+
+    def _own(self, table: nn.Embedding, rows: Tensor) -> Tensor:
+        """An item's own embedding; zero for rows that the model was not trained with."""
+        known = rows < self.config.items
+        return table(rows.clamp(max=self.config.items - 1)) * known.unsqueeze(-1)
+
+    def item_vectors(self, rows: Tensor) -> Tensor:
+        """Input vectors of items: rows int64 [...] -> [..., d]."""
+        out = self._own(self.item_in, rows) + self.text_in(self.item_text[rows])
+        for level, table in enumerate(self.code_in):
+            out = out + table(self.item_codes[rows, level])
+        return out
+
+    def node_vectors(self, level: int) -> Tensor:
+        """Output vectors of all nodes of level + 1: [nodes, d]."""
+        out = self.code_out[level](getattr(self, f"node_code_{level}"))
+        out = out + self.text_out[level](getattr(self, f"node_text_{level}"))
+        if level == self.config.levels - 1:
+            out = out + self._own(self.item_out, self.leaf_items)
+        return out
+
+    # -- encoder ------------------------------------------------------------------------------------
+
+    def encode(self, history: History) -> Tensor:
+        """[B, T, d]; position t has seen events 0..t only. Drop input beforehand beyond max_history events."""
+        rows = history.rows.clamp(min=0)
+        x = self.item_vectors(rows)
+        x = x + self.gap((torch.log2(history.gaps.clamp(min=0) / DAY + 1) * 1.4).long().clamp(max=GAP_BUCKETS - 1))
+        x = x + self.weight((history.weights - 1).unsqueeze(-1))
+        steps = torch.arange(rows.shape[1], device=rows.device)
+        bias = self._distance_bias(self.encoder_bias, steps[:, None] - steps[None])[None]
+        for i, layer in enumerate(self.encoder_layers):
+            x = layer(self.encoder_layers[0].drop(x) if i == 0 else x, bias)
+        return self.encoder_norm(x)
+
+    def _distance_bias(self, table: nn.Embedding, distance: Tensor) -> Tensor:
+        """Bias per head [..., H, Q, T] for distances [..., Q, T] in events; negative ones are masked."""
+        bias = table(distance.clamp(0, table.num_embeddings - 1)).movedim(-1, -3)
+        return bias.masked_fill(distance.unsqueeze(-3) < 0, MASKED)
+
+    # -- decoder ------------------------------------------------------------------------------------
+
+    def prefix_tokens(self, request: Request) -> Tensor:
+        """[BOS, I_s, I_r] as vectors: [B, Q, 3, d]."""
+        has_trigger = (request.trigger >= 0).unsqueeze(-1)
+        trigger = torch.where(has_trigger, self.trigger(self.item_vectors(request.trigger.clamp(min=0))), self.no_trigger)
+        given = torch.where(
+            request.instructed.unsqueeze(-1), self.adapter(request.instruction.to(self.dtype)), self.no_instruction
+        )
+        scenario = self.scenario(request.scenario) + trigger
+        return torch.stack([self.start.expand_as(given), scenario, given], 2) + self.slot[:PREFIX]
+
+    def code_tokens(self, level: int, codes: Tensor) -> Tensor:
+        """Vectors of chosen codes of a level, codes int64 [...] -> [..., d]."""
+        return self.code_in[level](codes) + self.slot[PREFIX + level]
+
+    def decode(self, memory: Tensor, request: Request, targets: Tensor, distance: Tensor) -> Tensor:
+        """Teacher-forced outputs that predict each code of the targets: [B, Q, levels, d].
+
+        memory: [B, T, d]; targets: int64 rows [B, Q]; distance: int64 [B or 1, Q, T], how many events before
+        the request each memory position lies, negative where it must not be seen.
+        """
+        tokens = self.prefix_tokens(request)
+        codes = [
+            self.code_tokens(level, self.item_codes[targets, level]).unsqueeze(2)
+            for level in range(self.config.levels - 1)
+        ]
+        x = self.decoder_layers[0].drop(torch.cat([tokens, *codes], 2))
+        size = x.shape[2]
+        causal = torch.full((size, size), MASKED, device=x.device, dtype=x.dtype).triu(1)
+        memory, distance = self._with_sink(memory, distance)
+        bias = self._distance_bias(self.cross_bias, distance)
+        bias = bias.unsqueeze(3).expand(-1, -1, -1, size, -1).flatten(2, 3)
+        for layer in self.decoder_layers:
+            x = layer(x, causal, layer.cross_attention.keys_values(memory), bias)
+        return self.decoder_norm(x[:, :, PREFIX - 1 :])
+
+    def _with_sink(self, memory: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """One learned memory position that every request sees, so that an empty history attends to something."""
+        sink = self.empty.expand(memory.shape[0], 1, -1)
+        far = torch.full_like(distance[..., :1], self.config.max_history)
+        return torch.cat([sink, memory], 1), torch.cat([far, distance], -1)
+
+    def child_scores(self, level: int, hidden: Tensor, nodes: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Log-probabilities of each node's children, normalised over the legal ones: [..., most children].
+
+        hidden: [..., d]; nodes: int64 [...], of `level`; vectors: `node_vectors(level)` where the caller has
+        them already. Padding holds MASKED.
+        """
+        table = getattr(self, f"children_{level}")
+        children = table[nodes]
+        vectors = self.node_vectors(level) if vectors is None else vectors
+        if children.shape[-1] * 8 >= len(vectors) or len(vectors) <= 4096:  # one product is cheaper than gathering
+            logits = (hidden @ vectors.T).gather(-1, children.clamp(min=0))
+        else:
+            logits = torch.einsum("...d,...cd->...c", hidden, vectors[children.clamp(min=0)])
+        return F.log_softmax(logits.float().masked_fill(children < 0, MASKED), -1)
+
+    def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability of every code of the targets: hidden [P, levels, d], targets rows [P] -> [P, levels]."""
+        out = []
+        for level in range(self.config.levels):
+            above, node = self.path[targets, level], self.path[targets, level + 1]
+            logits = self.child_scores(level, hidden[:, level], above)
+            slot = node - getattr(self, f"children_{level}")[above, 0]
+            out.append(logits.gather(1, slot[:, None])[:, 0])
+        return torch.stack(out, 1)
+
+    # -- search -------------------------------------------------------------------------------------
+
+    def begin(self, history: History, request: Request) -> SearchState:
+        """Encode B users once and run the prefix: request has Q = 1."""
+        memory = self.encode(history)
+        lengths = (history.rows >= 0).sum(1)
+        steps = torch.arange(memory.shape[1], device=memory.device)
+        distance = (lengths[:, None] - 1 - steps)[:, None]
+        memory, distance = self._with_sink(memory, distance)
+        bias = self._distance_bias(self.cross_bias, distance)
+        x = self.prefix_tokens(request)[:, 0]
+        causal = torch.full((PREFIX, PREFIX), MASKED, device=x.device, dtype=x.dtype).triu(1)
+        states = []
+        for layer in self.decoder_layers:
+            y = layer.self_norm(x)
+            prefix = layer.self_attention.keys_values(y)
+            cross = layer.cross_attention.keys_values(memory)
+            states.append(LayerState(cross, prefix))
+            x = x + layer.self_attention(y, *prefix, causal)
+            x = x + layer.cross_attention(layer.cross_norm(x), *cross, bias)
+            x = x + layer.feed_forward(x)
+        return SearchState(states, bias, self.decoder_norm(x[:, -1:]))
+
+    def advance(self, state: SearchState, level: int, codes: Tensor) -> Tensor:
+        """Feed the codes chosen at `level`, int64 [B, W]; returns the outputs for the next level, [B, W, d]."""
+        x = self.code_tokens(level, codes)
+        for layer, layer_state in zip(self.decoder_layers, state.layers, strict=True):
+            x = layer.step(x, layer_state, state.bias)
+        return self.decoder_norm(x)

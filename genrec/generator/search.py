@@ -1,0 +1,128 @@
+"""Constrained beam search over semantic IDs, and exact scores of given items. Both walk the trie.
+
+Legal by construction: a beam is a node of the tree, and only its children are ever scored, so an illegal or
+duplicate item cannot appear. Filters act inside the search: a node without an allowed item below it is
+never entered. Probabilities stay those of the unfiltered model ("legal normalisation", see model.py).
+
+Cost per user, W beams and L levels: the encoder once, the prefix once, then L - 1 decoder steps whose W
+beams are query positions of one attention over the user's history (keys and values computed once).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec.contracts import UserContext
+from genrec.errors import GenrecError
+from genrec.generator.layers import MASKED
+from genrec.generator.model import GeneratorModel, History, Request
+
+
+@dataclass(frozen=True)
+class Beam:
+    """items: int64 rows [B, W], best first, -1 where fewer items are allowed; scores: float [B, W]
+    log-probabilities, -inf there."""
+
+    items: Tensor
+    scores: Tensor
+
+
+def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
+    """The newest max_history events of each context, padded at the end."""
+    kept = [c.history[-max_history:] for c in contexts]
+    width = max(1, *(len(k) for k in kept))
+    rows = torch.full((len(contexts), width), -1)
+    gaps, weights = torch.zeros(len(contexts), width), torch.ones(len(contexts), width)
+    for i, (context, items) in enumerate(zip(contexts, kept, strict=True)):
+        n = len(items)
+        if not n:
+            continue
+        rows[i, :n] = torch.tensor(items)
+        if context.times:
+            times = np.asarray(context.times[-n:], np.float64)
+            gaps[i, 1:n] = torch.from_numpy(np.diff(times)).float()
+        if context.weights:
+            weights[i, :n] = torch.tensor(context.weights[-n:])
+    return History(rows, gaps, weights)
+
+
+def make_request(
+    model: GeneratorModel, contexts: Sequence[UserContext], instructions: np.ndarray | None = None
+) -> Request:
+    """Scenario, trigger and instruction of each context; instructions: float [B, text_dim], NaN rows for none."""
+    names = {name: i for i, name in enumerate(model.config.scenarios)}
+    unknown = next((c.scenario for c in contexts if c.scenario not in names), None)
+    if unknown is not None:
+        raise GenrecError(f"unknown scenario {unknown!r}; this model knows: {', '.join(names)}")
+    scenario = torch.tensor([[names[c.scenario]] for c in contexts])
+    trigger = torch.tensor([[-1 if c.trigger is None else c.trigger] for c in contexts])
+    vectors = torch.zeros(len(contexts), 1, model.config.text_dim)
+    given = torch.zeros(len(contexts), 1, dtype=torch.bool)
+    if instructions is not None:
+        raw = torch.from_numpy(np.asarray(instructions, np.float32))
+        given = ~torch.isnan(raw).any(1, keepdim=True)
+        vectors = torch.where(given, raw, 0.0).unsqueeze(1)
+    return Request(scenario, trigger, vectors, given)
+
+
+def allowed_counts(model: GeneratorModel, allowed: Tensor, level: int) -> Tensor:
+    """How many allowed items lie below each node of a level: allowed bool [B, N] -> float [B, nodes]."""
+    nodes = len(getattr(model, f"node_code_{level - 1}"))
+    counts = torch.zeros(allowed.shape[0], nodes, device=allowed.device)
+    return counts.index_add_(1, model.path[:, level], allowed.float())
+
+
+@torch.no_grad()
+def beam_search(
+    model: GeneratorModel, history: History, request: Request, width: int, allowed: Tensor | None = None
+) -> Beam:
+    """The best `width` items of each of B users. allowed: bool [B, N], all items when None.
+
+    With width at least the number of nodes on every level this is exhaustive scoring.
+    """
+    model_levels = model.config.levels
+    state = model.begin(history, request)
+    hidden = state.hidden
+    batch = hidden.shape[0]
+    nodes = torch.zeros(batch, 1, dtype=torch.long, device=hidden.device)
+    scores = torch.zeros(batch, 1, device=hidden.device)
+    for level in range(model_levels):
+        children = getattr(model, f"children_{level}")[nodes]  # [B, W, C], -1 where padded
+        values = model.child_scores(level, hidden, nodes) + scores.unsqueeze(-1)
+        legal = (children >= 0) & (scores > MASKED / 2).unsqueeze(-1)
+        if allowed is not None:
+            open_nodes = allowed_counts(model, allowed, level + 1) > 0
+            legal &= open_nodes.gather(1, children.clamp(min=0).flatten(1)).view_as(children)
+        values = values.masked_fill(~legal, MASKED).flatten(1)
+        scores, choice = values.topk(min(width, values.shape[1]), 1)
+        parent = choice // children.shape[-1]
+        nodes = children.flatten(1).gather(1, choice).clamp(min=0)
+        if level < model_levels - 1:
+            for layer in state.layers:
+                layer.reorder(parent)
+            hidden = model.advance(state, level, getattr(model, f"node_code_{level}")[nodes])
+    dead = scores <= MASKED / 2
+    items = model.leaf_items[nodes].masked_fill(dead, -1)
+    return Beam(items, scores.masked_fill(dead, -torch.inf))
+
+
+@torch.no_grad()
+def score_items(model: GeneratorModel, history: History, request: Request, items: Tensor) -> Tensor:
+    """Exact log-probabilities of given items, int64 rows [B, M], -1 where padded -> float [B, M], -inf there."""
+    rows = items.clamp(min=0)
+    state = model.begin(history, request)
+    hidden = state.hidden.expand(-1, rows.shape[1], -1)
+    total = torch.zeros(rows.shape, device=rows.device)
+    for level in range(model.config.levels):
+        above, node = model.path[rows, level], model.path[rows, level + 1]
+        values = model.child_scores(level, hidden, above)
+        slot = node - getattr(model, f"children_{level}")[above, 0]
+        total = total + values.gather(-1, slot.unsqueeze(-1))[..., 0]
+        if level < model.config.levels - 1:
+            hidden = model.advance(state, level, model.item_codes[rows, level])
+    return total.masked_fill(items < 0, -torch.inf)

@@ -1,0 +1,1 @@
+"""Item text -> embeddings -> residual quantisation -> semantic IDs, and the trie of legal IDs."""

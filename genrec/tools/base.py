@@ -1,0 +1,182 @@
+"""What the linear tools share: histories as sparse rows, item-to-item scoring, evidence with a sentence, files.
+
+Recency is a geometric weight per step back from the newest event: the newest event counts 1, the one before
+`recency`, the one before that `recency ** 2`. An event's own weight (`UserContext.weights`) multiplies it. The
+trigger item of a request, where there is one, counts as the newest event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+
+from genrec import io
+from genrec.contracts import Evidence, UserContext
+from genrec.data.dataset import Catalog, Sequences
+from genrec.errors import GenrecError
+
+TITLE_CHARACTERS = 60
+
+
+def short_title(text: str, limit: int = TITLE_CHARACTERS) -> str:
+    """The text on one line, cut to `limit` characters. Plain text: whoever shows it escapes it."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def events(context: UserContext) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The rows a tool looks at and their weights, oldest first: the history, then the trigger if it is not the last."""
+    rows = context.history
+    weights = context.weights or (1.0,) * len(rows)
+    if context.trigger is not None and (not rows or rows[-1] != context.trigger):
+        rows, weights = (*rows, context.trigger), (*weights, 1.0)
+    return rows, weights
+
+
+def history_matrix(contexts: list[UserContext], items: int, recency: float) -> sparse.csr_matrix:
+    """float32 [B, items]: weight x recency ** steps back; the entries of an item seen twice add up."""
+    pairs = [events(c) for c in contexts]
+    lengths = np.array([len(rows) for rows, _ in pairs], dtype=np.int64)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    indices = np.fromiter((r for rows, _ in pairs for r in rows), dtype=np.int64, count=indptr[-1])
+    weights = np.fromiter((w for _, ws in pairs for w in ws), dtype=np.float32, count=indptr[-1])
+    back = np.repeat(indptr[1:], lengths) - 1 - np.arange(indptr[-1])
+    data = weights * np.float32(recency) ** back.astype(np.float32)
+    matrix = sparse.csr_matrix((data, indices, indptr), shape=(len(contexts), items), dtype=np.float32)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def interaction_matrix(train: Sequences, items: int) -> sparse.csr_matrix:
+    """float32 [users, items]: the largest weight of the user's events with the item."""
+    order = np.lexsort((-train.weights, train.items, train.user_of))
+    users, rows, weights = train.user_of[order], train.items[order], train.weights[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (users[1:] != users[:-1]) | (rows[1:] != rows[:-1])
+    return sparse.csr_matrix(
+        (weights[first].astype(np.float32), (users[first], rows[first])), shape=(len(train), items), dtype=np.float32
+    )
+
+
+def keep_top(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
+    """The k entries of largest magnitude in every row (all of them, where a row has fewer)."""
+    matrix = sparse.csr_matrix(matrix)
+    lengths = np.diff(matrix.indptr)
+    row_of = np.repeat(np.arange(matrix.shape[0]), lengths)
+    order = np.lexsort((-np.abs(matrix.data), row_of))
+    place = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], lengths)
+    keep = np.sort(order[place < k])
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, k))])
+    return sparse.csr_matrix((matrix.data[keep], matrix.indices[keep], indptr), shape=matrix.shape)
+
+
+class Tool:
+    """The part of the Retriever protocol that every floor shares. Subclasses fit and score; this class retrieves.
+
+    `sentence` is filled with {seen}, the newest history titles, and {found}, the best titles.
+    """
+
+    name: ClassVar[str]
+    sentence: ClassVar[str]
+    config_type: ClassVar[type[Any]]
+    config: Any
+    titles: list[str]
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.config_type() if config is None else config
+
+    def fit(self, train: Sequences, catalog: Catalog) -> Self:
+        raise NotImplementedError
+
+    def score_all(self, contexts: list[UserContext]) -> np.ndarray:
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fitted arrays, as they are stored."""
+        raise NotImplementedError
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `arrays`."""
+        raise NotImplementedError
+
+    def retrieve(self, contexts: list[UserContext], k: int) -> list[Evidence]:
+        """At most k rows per context, best first: history and trigger excluded, no row without a positive score."""
+        scores = self.score_all(contexts)
+        return [self._evidence(c, row, k) for c, row in zip(contexts, scores, strict=True)]
+
+    def _evidence(self, context: UserContext, scores: np.ndarray, k: int) -> Evidence:
+        seen, _ = events(context)
+        scores = scores.copy()
+        scores[list(seen)] = -np.inf
+        k = min(k, len(scores))
+        best = np.argpartition(-scores, k - 1)[:k] if k else np.zeros(0, dtype=np.int64)
+        best = best[scores[best] > 0]
+        best = best[np.lexsort((best, -scores[best]))].astype(np.int32)
+        found = "; ".join(self.titles[r] for r in best[:3])
+        newest = " and ".join(self.titles[r] for r in seen[-1:-3:-1])
+        text = self.sentence.format(seen=newest, found=found) if len(best) else "Nothing to go by for this user yet."
+        return Evidence(self.name, best, scores[best].astype(np.float32), text)
+
+    def save(self, folder: Path) -> None:
+        """Writes tool.json (name, config, titles) and tool.safetensors into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with io.atomic(folder / "tool.safetensors") as temporary:
+            save_file({key: np.ascontiguousarray(a) for key, a in self.arrays().items()}, temporary)
+        about = {"name": self.name, "config": asdict(self.config), "titles": self.titles}
+        io.write_json(folder / "tool.json", about)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads what `save` wrote. Raises GenrecError where a file is missing, cut off or of another tool."""
+        about = io.read_json(folder / "tool.json")
+        if about.get("name") != cls.name:
+            raise GenrecError(f"{folder} holds the tool {about.get('name')!r}, not {cls.name!r}; fit the bundle again")
+        tool = cls(cls.config_type(**about["config"]))
+        tool.titles = about["titles"]
+        path = folder / "tool.safetensors"
+        try:
+            tool.restore(load_file(path))
+        except FileNotFoundError:
+            raise GenrecError(f"{path} is missing; fit the bundle again") from None
+        except (SafetensorError, KeyError) as error:
+            raise GenrecError(f"{path} is damaged ({error}); fit the bundle again") from None
+        return tool
+
+
+class ItemToItem(Tool):
+    """A tool whose score is a recency-weighted sum of item-to-item weights: history [B, N] @ weights [N, N].
+
+    Subclasses make the weights, a sparse matrix: row = the item seen, column = the item proposed.
+    """
+
+    weights: sparse.csr_matrix
+
+    def item_weights(self, train: Sequences, catalog: Catalog) -> sparse.csr_matrix:
+        """The float32 [N, N] item-to-item weights."""
+        raise NotImplementedError
+
+    def fit(self, train: Sequences, catalog: Catalog) -> Self:
+        self.titles = [short_title(t) for t in catalog.titles]
+        self.weights = keep_top(self.item_weights(train, catalog), self.config.neighbours)
+        self.weights.data = self.weights.data.astype(np.float16).astype(np.float32)  # as it will be stored
+        return self
+
+    def score_all(self, contexts: list[UserContext]) -> np.ndarray:
+        """float32 [B, N]; all zero for an empty history."""
+        history = history_matrix(contexts, self.weights.shape[0], self.config.recency)
+        return (history @ self.weights).toarray()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        w = self.weights
+        return {"data": w.data.astype(np.float16), "indices": w.indices.astype(np.int32), "indptr": w.indptr}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        n = len(arrays["indptr"]) - 1
+        data = arrays["data"].astype(np.float32)
+        self.weights = sparse.csr_matrix((data, arrays["indices"], arrays["indptr"]), shape=(n, n))

@@ -1,0 +1,49 @@
+"""Directed Markov: what people chose in the next few steps after this item, counted over training sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from genrec.data.dataset import Catalog, Sequences
+from genrec.tools.base import ItemToItem
+
+
+@dataclass(frozen=True)
+class MarkovConfig:
+    """recency: weight per step back from the newest event. window: how many steps ahead a transition reaches; a
+    step of d counts 1 / d. damping: the count is divided by popularity of the proposed item to this power.
+    neighbours: weights kept per item."""
+
+    recency: float = 0.5
+    window: int = 3
+    damping: float = 0.5
+    neighbours: int = 200
+
+
+class Markov(ItemToItem):
+    """Weight of i -> j: weighted count of "j up to `window` steps after i", over (count of i x count of j) ** damping."""
+
+    name = "markov"
+    sentence = "Soon after {seen}, people went on to {found}."
+    config_type = MarkovConfig
+    config: MarkovConfig
+
+    def item_weights(self, train: Sequences, catalog: Catalog) -> sparse.csr_matrix:
+        n = len(catalog)
+        user, items, weights = train.user_of, train.items, train.weights
+        rows, columns, data = [], [], []
+        for step in range(1, self.config.window + 1):
+            same = user[step:] == user[:-step]
+            rows.append(items[:-step][same])
+            columns.append(items[step:][same])
+            data.append((weights[:-step] * weights[step:])[same] / step)
+        i, j, v = np.concatenate(rows), np.concatenate(columns), np.concatenate(data)
+        counts = np.bincount(items, weights=weights, minlength=n)
+        move = i != j
+        m = sparse.csr_matrix((v[move], (i[move], j[move])), shape=(n, n), dtype=np.float32)
+        m.sum_duplicates()
+        scale = sparse.diags(1.0 / np.maximum(counts, 1.0) ** self.config.damping)
+        return (scale @ m @ scale).tocsr().astype(np.float32)

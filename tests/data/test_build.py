@@ -1,0 +1,80 @@
+"""Events and items joined: order in time, ties, unknown items, and `pos` against the clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from genrec.data import from_arrow
+from genrec.errors import GenrecError
+
+ITEMS = pa.table({"item": ["a", "b", "c"], "title": ["A", "B", "C"]})
+
+
+def test_sequences_are_sorted_and_ties_keep_the_order_of_the_file() -> None:
+    data = from_arrow(
+        pa.table(
+            {
+                "user": ["v", "u", "v", "u", "u", "v"],
+                "item": ["c", "b", "a", "a", "c", "b"],
+                "timestamp": [9, 5, 1, 5, 2, 9],
+                "rating": [1.0, 2.0, 3.0, 4.0, 5.0, None],
+            }
+        ),
+        ITEMS,
+    )
+    s = data.sequences
+    assert s.users == ["v", "u"] and s.offsets.tolist() == [0, 3, 6] and s.offsets.dtype == np.int64
+    assert s.items.tolist() == [0, 2, 1, 2, 1, 0] and s.items.dtype == np.int32
+    assert s.times.tolist() == [1, 9, 9, 2, 5, 5] and s.times.dtype == np.float64
+    assert s.ratings[:2].tolist() == [3.0, 1.0] and np.isnan(s.ratings[2])
+    assert s.weights.tolist() == [1.0] * 6 and s.weights.dtype == np.float32
+
+
+def test_pos_breaks_ties() -> None:
+    data = from_arrow(
+        pa.table({"user": ["u"] * 3, "item": list("abc"), "timestamp": [5, 5, 1], "pos": [2, 1, 0]}), ITEMS
+    )
+    assert data.sequences.items.tolist() == [2, 1, 0]
+
+
+def test_timestamps_out_of_order_against_pos() -> None:
+    table = pa.table(
+        {"user": ["v", "u", "u", "u"], "item": list("abca"), "timestamp": [1, 7, 9, 8], "pos": [0, 0, 1, 2]}
+    )
+    with pytest.raises(
+        GenrecError, match=r"interactions, row 4: timestamps out of order: user 'u' .*earlier pos of row 3"
+    ):
+        from_arrow(table, ITEMS)
+
+
+def test_events_need_not_be_sorted() -> None:
+    data = from_arrow(pa.table({"user": ["u"] * 3, "item": list("abc"), "timestamp": [3, 2, 1]}), ITEMS)
+    assert data.sequences.items.tolist() == [2, 1, 0]
+
+
+def test_item_that_the_catalogue_lacks() -> None:
+    table = pa.table({"user": ["u"] * 3, "item": ["a", "x\u2060" + "y" * 100, "z"], "timestamp": [1, 2, 3]})
+    with pytest.raises(GenrecError, match=r"interactions, row 2: item 'x.*\.\.\. is not in catalog \(2 such rows\)"):
+        from_arrow(table, ITEMS)
+
+
+def test_derived_catalogue_in_order_of_appearance() -> None:
+    data = from_arrow(pa.table({"user": ["u", "u", "u"], "item": ["z", "a", "z"], "timestamp": [3, 2, 1]}))
+    assert data.catalog.items == ["z", "a"] and data.catalog.titles == ["z", "a"]
+    assert data.sequences.items.tolist() == [0, 1, 0]
+    assert "derived" in data.notes["catalogue"] and "search" not in data.scenarios
+
+
+def test_items_without_events_stay_in_the_catalogue() -> None:
+    data = from_arrow(pa.table({"user": ["u"], "item": ["b"], "timestamp": [3]}), ITEMS)
+    assert len(data.catalog) == 3 and data.sequences.items.tolist() == [1]
+
+
+def test_empty_tables() -> None:
+    empty = pa.table({"user": pa.array([], pa.string())})
+    with pytest.raises(GenrecError, match="interactions: the table is empty"):
+        from_arrow(empty)
+    with pytest.raises(GenrecError, match="catalog: the table is empty"):
+        from_arrow(pa.table({"user": ["u"], "item": ["b"], "timestamp": [3]}), empty)

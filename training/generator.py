@@ -1,0 +1,242 @@
+"""Trains the fast thinker: next-code loss, weighted by behaviour, over every position of every sequence.
+
+    python -m training.generator --help
+
+Source: OxygenREC (2512.22386) for the loss (next-token, behaviour-weighted) and the decoder's prefix. Ours:
+AdamW with warm-up and cosine decay, an exponential average of the weights as the result, and the average
+that ranks best on validation kept. A checkpoint is written every `checkpoint_seconds`; all randomness comes
+from (seed, step), so a killed run that is started again ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genrec.errors import GenrecError
+from genrec.generator.batches import Batch, TrainingData
+from genrec.generator.model import GeneratorModel
+from genrec.io import atomic, read_json, write_json
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """epochs: passes over the data. positions: padded positions per batch. learning_rate, weight_decay, warmup
+    (steps), clip (gradient norm): the optimiser. average: decay of the weights' moving average.
+    evaluations: validation checks over the run. seed: of everything random. bf16: autocast in bfloat16."""
+
+    epochs: int = 20
+    positions: int = 2048
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    clip: float = 1.0
+    average: float = 0.998
+    evaluations: int = 8
+    seed: int = 0
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "positions", "evaluations"):
+            if getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports as it goes. loss: mean negative log-likelihood per code level since the last report."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: tuple[float, ...]
+    validation: float | None
+    best: float | None
+    positions_per_second: float
+
+
+def loss_of(model: GeneratorModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Behaviour-weighted next-code loss (a scalar) and its unweighted mean per level [levels]."""
+    length = batch.history.rows.shape[1]
+    steps = torch.arange(length, device=model.device)
+    memory = model.encode(batch.history)
+    hidden = model.decode(memory, batch.request, batch.targets.clamp(min=0), (steps[:, None] - steps)[None])
+    real = batch.targets >= 0
+    likelihood = model.log_likelihood(hidden[real], batch.targets[real])
+    weight = batch.weights[real]
+    return -(likelihood.sum(1) * weight).sum() / weight.sum().clamp(min=1e-6), -likelihood.detach().mean(0)
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to 2 % of the peak."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup) * (0.02 + 0.98 * cosine)
+
+
+class Run:
+    """One training run: the model, the optimiser, the averaged weights, and where it stands."""
+
+    def __init__(self, model: GeneratorModel, data: TrainingData, config: TrainingConfig) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.names = [n for n, _ in model.named_parameters()]
+        self.parameters = [p for _, p in model.named_parameters()]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.best_weights = [p.detach().clone() for p in self.parameters]
+        decay = [p for p in self.parameters if p.dim() > 1]
+        plain = [p for p in self.parameters if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        for p in self.parameters:  # moments exist from the start, so that a checkpoint always has them
+            state = self.optimizer.state[p]
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        self.step = 0
+        self.best: float | None = None
+        size = model.config.max_history
+        counts = [len(data.epoch(size, config.positions, config.seed, e)) for e in range(config.epochs)]
+        self.ends = torch.tensor(counts).cumsum(0).tolist()
+        self.steps = int(self.ends[-1])
+        self._epoch: tuple[int, list] = (-1, [])
+
+    def position(self) -> tuple[int, int]:
+        """The epoch of the current step, and the batch within it."""
+        epoch = next(e for e, end in enumerate(self.ends) if self.step < end)
+        return epoch, self.step - (self.ends[epoch - 1] if epoch else 0)
+
+    def train_step(self) -> tuple[Tensor, int]:
+        """One optimiser step; returns the loss per level [levels] and the positions trained."""
+        config = self.config
+        epoch, index = self.position()
+        if self._epoch[0] != epoch:
+            size = self.model.config.max_history
+            self._epoch = (epoch, self.data.epoch(size, config.positions, config.seed, epoch))
+        seed = config.seed * 1_000_003 + self.step
+        batch = self.data.batch(self._epoch[1][index], seed)
+        device = self.model.device
+        if device.type != "cpu":
+            batch = Batch(
+                batch.history.to(device), batch.targets.to(device), batch.weights.to(device), batch.request.to(device)
+            )
+        torch.manual_seed(seed)
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, self.steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            loss, levels = loss_of(self.model, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(config.average, self.step / (self.step + 9))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        return levels, int((batch.targets >= 0).sum())
+
+    def use(self, weights: list[Tensor]) -> list[Tensor]:
+        """Puts weights into the model and returns those that were there."""
+        before = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            for p, w in zip(self.parameters, weights, strict=True):
+                p.copy_(w)
+        return before
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on, in one file that is whole or absent."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
+            state = self.optimizer.state[p]
+            tensors |= {
+                f"weight.{name}": p.detach(),
+                f"average.{name}": self.average[i],
+                f"best.{name}": self.best_weights[i],
+                f"first.{name}": state["exp_avg"],
+                f"second.{name}": state["exp_avg_sq"],
+            }
+        meta = {"step": str(self.step), "best": "" if self.best is None else repr(self.best)}
+        with atomic(folder / "checkpoint.safetensors") as path:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
+
+    def load(self, folder: Path) -> bool:
+        """Goes back to the last checkpoint; False where there is none."""
+        from safetensors import safe_open
+
+        path = folder / "checkpoint.safetensors"
+        if not path.exists():
+            return False
+        with safe_open(path, "pt") as f, torch.no_grad():
+            meta = f.metadata()
+            for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
+                state = self.optimizer.state[p]
+                p.copy_(f.get_tensor(f"weight.{name}"))
+                self.average[i].copy_(f.get_tensor(f"average.{name}"))
+                self.best_weights[i].copy_(f.get_tensor(f"best.{name}"))
+                state["exp_avg"].copy_(f.get_tensor(f"first.{name}"))
+                state["exp_avg_sq"].copy_(f.get_tensor(f"second.{name}"))
+                state["step"].fill_(int(meta["step"]))
+            self.step = int(meta["step"])
+            self.best = float(meta["best"]) if meta["best"] else None
+        return True
+
+
+def train(
+    model: GeneratorModel,
+    data: TrainingData,
+    config: TrainingConfig,
+    folder: Path,
+    evaluate: Callable[[GeneratorModel], float],
+    report: Callable[[Progress], None] = lambda _: None,
+    checkpoint_seconds: float = 30.0,
+) -> GeneratorModel:
+    """Trains `model` in place and leaves the best averaged weights in it, in eval mode.
+
+    folder: for the checkpoint; a run of the same config found there goes on, another one is an error.
+    evaluate: a number to maximise, measured on validation requests `config.evaluations` times.
+    """
+    run = Run(model, data, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"training": asdict(config), "model": model.config.to_diff_dict(), "events": data.train.events}
+    if run.load(folder):
+        if read_json(folder / "run.json") != identity:
+            raise GenrecError(f"{folder} holds a checkpoint of another configuration; remove it or use another folder")
+    else:
+        write_json(folder / "run.json", identity)
+    checks = {max(1, round(run.steps * (i + 1) / config.evaluations)) for i in range(config.evaluations)}
+    since, saved = time.monotonic(), time.monotonic()
+    losses, positions = [], 0
+    while run.step < run.steps:
+        epoch = run.position()[0]
+        levels, count = run.train_step()
+        losses.append(levels)
+        positions += count
+        validation = None
+        if run.step in checks:
+            current = run.use(run.average)
+            model.eval()
+            validation = evaluate(model)
+            run.use(current)
+            if run.best is None or validation > run.best:
+                run.best = validation
+                run.best_weights = [a.clone() for a in run.average]
+        if validation is not None or len(losses) == 20:
+            loss = tuple(torch.stack(losses).mean(0).tolist())
+            rate = positions / max(1e-9, time.monotonic() - since)
+            report(Progress(run.step, run.steps, epoch, loss, validation, run.best, rate))
+            losses, positions, since = [], 0, time.monotonic()
+        if time.monotonic() - saved > checkpoint_seconds or validation is not None:
+            run.save(folder)
+            saved = time.monotonic()
+    run.use(run.best_weights)
+    return model.eval()
