@@ -35,7 +35,7 @@ class TrainingConfig:
     positions: int = 2048
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    warmup: int = 200
+    warmup: int = 100
     clip: float = 1.0
     average: float = 0.998
     evaluations: int = 8

@@ -46,7 +46,10 @@ class Batch:
 class TrainingData:
     """train: the sequences. tasks: the scenarios beside home, whose position in the model's list is
     `scenario_ids`. queries: float32 [N, V, text_dim], V ways to ask for each item, NaN rows where there is none.
-    instruction_dropout: share of search positions that keep the learned default instruction."""
+    instruction_dropout: share of search positions that keep the learned default instruction. taught: int32
+    [M, depth], the tools' proposals at each event (see teacher.py); teaching: share of home positions that take
+    one of them as target, drawn with a chance falling as 1 / rank. skip: share of home positions whose target is
+    the event after next."""
 
     train: Sequences
     tasks: tuple[ScenarioTask, ...]
@@ -54,6 +57,9 @@ class TrainingData:
     queries: np.ndarray | None
     text_dim: int
     instruction_dropout: float = 0.1
+    taught: np.ndarray | None = None
+    teaching: float = 0.0
+    skip: float = 0.0
 
     def __post_init__(self) -> None:
         if self.train.events == 0 or int(self.train.lengths.max()) < 2:
@@ -116,6 +122,17 @@ class TrainingData:
                 usable = ~np.isnan(vectors).any(1) & (rng.random(len(wanted)) >= self.instruction_dropout)
                 instruction[mine] = np.where(usable[:, None], vectors, 0)
                 instructed[mine] = usable
+        if self.skip:
+            far = (draw >= 0) & (draw < self.skip) & real & (at + 2 < windows[:, 1:])
+            draw = np.where(far, -1.0, draw - self.skip)
+            targets[far] = s.items[after[far] + 1]
+        if self.taught is not None and self.teaching:
+            pupil = (draw >= 0) & (rng.random(at.shape) < self.teaching) & real
+            depth = self.taught.shape[1]
+            chance = np.cumsum(1 / np.arange(1, depth + 1))
+            rank = np.searchsorted(chance / chance[-1], rng.random(int(pupil.sum())))
+            proposal = self.taught[after[pupil], rank]
+            targets[pupil] = np.where(proposal >= 0, proposal, targets[pupil])
         return Batch(
             History(torch.from_numpy(rows).long(), torch.from_numpy(gaps).float(), torch.from_numpy(weights).float()),
             torch.from_numpy(targets).long(),

@@ -106,13 +106,18 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(d, d_ff)
         self.drop = LockedDropout(dropout)
 
-    def forward(self, x: Tensor, causal: Tensor, cross: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
-        """x: [B, Q, S, d], Q requests of B users with S tokens each; causal: [S, S]; bias: [B, H, Q * S, T]."""
-        b, q, s, _ = x.shape
+    def forward(self, x: Tensor, causal: Tensor, cross: tuple[Tensor, Tensor], bias: Tensor, last: int) -> Tensor:
+        """x: [B, Q, S, d], Q requests of B users with S tokens each; causal: [S, S]; bias: [B, H, Q, T].
+
+        Returns the outputs of the `last` tokens, [B, Q, last, d].
+        """
         y = self.self_norm(x)
-        x = x + self.drop(self.self_attention(y, *self.self_attention.keys_values(y), causal))
+        keys, values = self.self_attention.keys_values(y)
+        x = x[:, :, -last:]
+        x = x + self.drop(self.self_attention(y[:, :, -last:], keys, values, causal[-last:]))
+        bias = bias.unsqueeze(3).expand(-1, -1, -1, last, -1).flatten(2, 3)
         y = self.cross_attention(self.cross_norm(x).flatten(1, 2), *cross, bias)
-        x = x + self.drop(y.unflatten(1, (q, s)))
+        x = x + self.drop(y.unflatten(1, (-1, last)))
         return x + self.drop(self.feed_forward(x))
 
     def step(self, x: Tensor, state: LayerState, bias: Tensor) -> Tensor:

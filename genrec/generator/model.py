@@ -218,10 +218,10 @@ class GeneratorModel(PreTrainedModel):
         causal = torch.full((size, size), MASKED, device=x.device, dtype=x.dtype).triu(1)
         memory, distance = self._with_sink(memory, distance)
         bias = self._distance_bias(self.cross_bias, distance)
-        bias = bias.unsqueeze(3).expand(-1, -1, -1, size, -1).flatten(2, 3)
-        for layer in self.decoder_layers:
-            x = layer(x, causal, layer.cross_attention.keys_values(memory), bias)
-        return self.decoder_norm(x[:, :, PREFIX - 1 :])
+        for i, layer in enumerate(self.decoder_layers):
+            last = size if i < len(self.decoder_layers) - 1 else self.config.levels
+            x = layer(x, causal, layer.cross_attention.keys_values(memory), bias, last)
+        return self.decoder_norm(x)
 
     def _with_sink(self, memory: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """One learned memory position that every request sees, so that an empty history attends to something."""

@@ -7,6 +7,7 @@ the middle. The first object that follows the schema wins; a reply without one i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,16 +21,18 @@ LONGEST_REPLY = 8_000  # characters looked at; a schema-bound reply has a few hu
 def parse(text: str, schema: Mapping[str, Any]) -> Instruction | None:
     """The first JSON object in `text` that follows `schema`, as an Instruction without provenance, else None.
 
-    The schema must have the properties situation, intents and look_for. Strings are cleaned as untrusted text: the
-    model may repeat what a title told it. A string that fills its whole bound was cut by the grammar, so its broken
-    last word is dropped. A reply whose strings hold nothing but spaces and marks is invalid.
+    The schema must have the properties situation, intents (a list) and look_for. Strings are cleaned as untrusted
+    text, since the model may repeat what a title told it, and tidied as small models need it: the word that the
+    length bound cut in two is dropped, and so is every repetition in a list ("drama, drama and drama" is "drama").
+    A reply in which a field says nothing then is invalid.
     """
+    properties = schema["properties"]
     for value in _objects(text[:LONGEST_REPLY]):
         if violation(value, schema) is None:
-            bounds = {k: (v.get("items") or v).get("maxLength", 400) for k, v in schema["properties"].items()}
-            situation = _tidy(value["situation"], bounds["situation"])
-            look_for = _tidy(value["look_for"], bounds["look_for"])
-            intents = tuple(dict.fromkeys(filter(None, (_tidy(i, bounds["intents"]) for i in value["intents"]))))
+            situation = _tidy(value["situation"], properties["situation"])
+            look_for = _tidy(value["look_for"], properties["look_for"])
+            tidied = (_tidy(intent, properties["intents"]["items"]) for intent in value["intents"])
+            intents = tuple(dict.fromkeys(filter(None, tidied)))
             if situation and look_for and intents:
                 return Instruction(situation=situation, intents=intents, look_for=look_for)
     return None
@@ -40,17 +43,23 @@ def _objects(text: str) -> Iterator[Any]:
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             end = start + 1
         else:
             yield value
         start = text.find("{", end)
 
 
-def _tidy(text: str, bound: int) -> str:
-    """Cleaned text without the word that the bound cut in two and without trailing marks; "" if no letter is left."""
-    words = clean(text, 4 * bound)
-    if len(text) >= bound and " " in words:
+def _tidy(text: str, schema: Mapping[str, Any]) -> str:
+    """Cleaned text without a cut last word, repetitions or marks at the end; "" where no letter or digit is left."""
+    words = clean(text, 4 * len(text) + 4)
+    if len(text) >= schema.get("maxLength", len(text) + 1) and " " in words:
         words = words[: words.rfind(" ")]
-    words = words.strip(" ,;:-/.'(")
-    return words if any(c.isalnum() for c in words) else ""
+    parts = re.split(r"(,? and |, )", words)
+    kept, seen = "", set()
+    for i in range(0, len(parts), 2):
+        if parts[i].strip() and parts[i].strip().casefold() not in seen:
+            seen.add(parts[i].strip().casefold())
+            kept += (parts[i - 1] if kept else "") + parts[i]
+    kept = re.sub(r"(?:\s+(?:and|or|with|of|the|a|for|about))+$", "", kept.strip(" ,;:-/.'("))
+    return kept if any(c.isalnum() for c in kept) else ""

@@ -22,6 +22,7 @@ from genrec.data.dataset import Catalog, Sequences
 from genrec.errors import GenrecError
 
 TITLE_CHARACTERS = 60
+CHUNK = 512
 
 
 def short_title(text: str, limit: int = TITLE_CHARACTERS) -> str:
@@ -54,14 +55,15 @@ def history_matrix(contexts: list[UserContext], items: int, recency: float) -> s
 
 
 def interaction_matrix(train: Sequences, items: int) -> sparse.csr_matrix:
-    """float32 [users, items]: the largest weight of the user's events with the item."""
+    """float32 [users, items]: the largest weight of the user's events with the item; weights of zero are left out."""
     order = np.lexsort((-train.weights, train.items, train.user_of))
     users, rows, weights = train.user_of[order], train.items[order], train.weights[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (users[1:] != users[:-1]) | (rows[1:] != rows[:-1])
-    return sparse.csr_matrix(
-        (weights[first].astype(np.float32), (users[first], rows[first])), shape=(len(train), items), dtype=np.float32
-    )
+    shape = (len(train), items)
+    matrix = sparse.csr_matrix((weights[first], (users[first], rows[first])), shape=shape, dtype=np.float32)
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def keep_top(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
@@ -107,8 +109,11 @@ class Tool:
 
     def retrieve(self, contexts: list[UserContext], k: int) -> list[Evidence]:
         """At most k rows per context, best first: history and trigger excluded, no row without a positive score."""
-        scores = self.score_all(contexts)
-        return [self._evidence(c, row, k) for c, row in zip(contexts, scores, strict=True)]
+        out: list[Evidence] = []
+        for start in range(0, len(contexts), CHUNK):
+            part = contexts[start : start + CHUNK]
+            out += [self._evidence(c, row, k) for c, row in zip(part, self.score_all(part), strict=True)]
+        return out
 
     def _evidence(self, context: UserContext, scores: np.ndarray, k: int) -> Evidence:
         seen, _ = events(context)
@@ -134,17 +139,18 @@ class Tool:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Reads what `save` wrote. Raises GenrecError where a file is missing, cut off or of another tool."""
-        about = io.read_json(folder / "tool.json")
-        if about.get("name") != cls.name:
-            raise GenrecError(f"{folder} holds the tool {about.get('name')!r}, not {cls.name!r}; fit the bundle again")
-        tool = cls(cls.config_type(**about["config"]))
-        tool.titles = about["titles"]
-        path = folder / "tool.safetensors"
+        path = folder / "tool.json"
+        about = io.read_json(path)
         try:
+            if about["name"] != cls.name:
+                raise GenrecError(f"{path} holds the tool {about['name']!r}, not {cls.name!r}; fit the bundle again")
+            tool = cls(cls.config_type(**about["config"]))
+            tool.titles = about["titles"]
+            path = folder / "tool.safetensors"
             tool.restore(load_file(path))
         except FileNotFoundError:
             raise GenrecError(f"{path} is missing; fit the bundle again") from None
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise GenrecError(f"{path} is damaged ({error}); fit the bundle again") from None
         return tool
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -27,16 +28,10 @@ class ContentConfig:
     query: float = 2.0
 
 
-def terms(catalog: Catalog) -> list[list[str]]:
-    """The terms of every item: the words of its title, and every further field and category as one whole term."""
-    columns = {f: catalog.table[f].to_pylist() for f in catalog.fields}
-    out = []
-    for row, title in enumerate(catalog.titles):
-        found = WORD.findall(title.lower())
-        found += [f"{f}={str(columns[f][row]).lower()}" for f in catalog.fields if columns[f][row]]
-        found += [f"category={c.lower()}" for c in catalog.categories[row]]
-        out.append(found)
-    return out
+def terms(text: str) -> list[str]:
+    """The lower-case words of a text and its pairs of neighbouring words."""
+    words = WORD.findall(text.lower())
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 class Content(Tool):
@@ -52,7 +47,7 @@ class Content(Tool):
 
     def fit(self, train: Sequences, catalog: Catalog) -> Self:
         self.titles = [short_title(t) for t in catalog.titles]
-        documents = terms(catalog)
+        documents = [terms(text) for text in catalog.texts]
         df: dict[str, int] = {}
         for document in documents:
             for term in set(document):
@@ -79,8 +74,9 @@ class Content(Tool):
         """float32 [B, N]; all zero for an empty history without a query."""
         profile = history_matrix(contexts, self.matrix.shape[0], self.config.recency) @ self.matrix
         if any(c.query for c in contexts):
-            profile = profile + self.config.query * self._rows([WORD.findall((c.query or "").lower()) for c in contexts])
-        return (profile @ self.matrix.T).toarray().astype(np.float32, copy=False)
+            profile = profile + self.config.query * self._rows([terms(c.query or "") for c in contexts])
+        scores = self.matrix @ profile.T.toarray()  # [N, B]: sparse times dense, the fastest order here
+        return np.ascontiguousarray(scores.T, dtype=np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         words = json.dumps(list(self.vocabulary), ensure_ascii=False).encode("utf-8")

@@ -22,7 +22,7 @@ class EASEConfig:
     """recency: weight per step back from the newest event. penalty: lambda. neighbours: weights kept per item, by
     magnitude. most_items: in a larger catalogue only the most popular items take part (the others score zero)."""
 
-    recency: float = 0.7
+    recency: float = 0.8
     penalty: float = 100.0
     neighbours: int = 200
     most_items: int = 20_000

@@ -18,7 +18,7 @@ class ItemKNNConfig:
 
     recency: float = 0.7
     neighbours: int = 200
-    shrink: float = 0.0
+    shrink: float = 10.0
 
 
 class ItemKNN(ItemToItem):

@@ -14,17 +14,17 @@ from genrec.tools.base import ItemToItem
 @dataclass(frozen=True)
 class MarkovConfig:
     """recency: weight per step back from the newest event. window: how many steps ahead a transition reaches; a
-    step of d counts 1 / d. damping: the count is divided by popularity of the proposed item to this power.
+    step of d counts 1 / d. damping: 0 takes the counts as they are, 1 makes them probabilities, between is between.
     neighbours: weights kept per item."""
 
-    recency: float = 0.5
+    recency: float = 0.6
     window: int = 3
     damping: float = 0.5
     neighbours: int = 200
 
 
 class Markov(ItemToItem):
-    """Weight of i -> j: weighted count of "j up to `window` steps after i", over (count of i x count of j) ** damping."""
+    """Weight of i -> j: weighted count of "j up to `window` steps after i", over (count of i) ** damping."""
 
     name = "markov"
     sentence = "Soon after {seen}, people went on to {found}."
@@ -46,4 +46,4 @@ class Markov(ItemToItem):
         m = sparse.csr_matrix((v[move], (i[move], j[move])), shape=(n, n), dtype=np.float32)
         m.sum_duplicates()
         scale = sparse.diags(1.0 / np.maximum(counts, 1.0) ** self.config.damping)
-        return (scale @ m @ scale).tocsr().astype(np.float32)
+        return (scale @ m).tocsr().astype(np.float32)

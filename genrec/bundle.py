@@ -1,0 +1,144 @@
+"""A bundle: a folder with everything that was trained, versioned, checksummed and written in one move.
+
+    bundle.json       format, genrec version, config, and size and sha256 of every file below
+    data/             the data set (Parquet)
+    tokenizer/        semantic IDs and codebooks; text embeddings (float16)
+    tools/<name>/     one folder per fitted tool
+    generator/        the fast thinker (config.json, model.safetensors)
+    fusion.json       the weights of the parts
+    report/           results.json, table.md, plots
+    instructions.sqlite   the slow thinker's store; it changes after the fit, so it has no checksum
+
+safetensors, Parquet, JSON and SQLite only. `seal` writes bundle.json last; `Bundle.load` refuses a folder
+without it, with a file that is missing or differs, or of another format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genrec import __version__
+from genrec.data import Dataset, read_dataset
+from genrec.errors import GenrecError
+from genrec.instructions.store import InstructionStore
+from genrec.io import atomic, read_json, sha256, write_json
+from genrec.tokenizer.embeddings import TextEmbedder
+from genrec.tokenizer.semantic_ids import SemanticIDs
+from genrec.tools import FLOORS, Tool
+
+if TYPE_CHECKING:
+    from genrec.generator.model import GeneratorModel
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+STORE = "instructions.sqlite"
+
+
+def seal(folder: Path, config: dict[str, Any]) -> None:
+    """Writes bundle.json over a finished folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((MANIFEST, STORE)))
+    write_json(
+        folder / MANIFEST,
+        {
+            "format": FORMAT,
+            "genrec": __version__,
+            "config": config,
+            "files": {
+                p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+            },
+        },
+    )
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose files are all there and unchanged. Raises GenrecError otherwise."""
+    if not folder.is_dir():
+        raise GenrecError(f"{folder} is not a bundle: no such folder; make one with `genrec fit`")
+    if not (folder / MANIFEST).is_file():
+        raise GenrecError(f"{folder} is not a bundle: {MANIFEST} is missing; make one with `genrec fit`")
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise GenrecError(
+            f"{folder} is a bundle of format {found}, this genrec ({__version__}) reads format {FORMAT}; fit it again"
+        )
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise GenrecError(f"{folder} is incomplete: {name} is missing; fit it again")
+        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            raise GenrecError(f"{folder} is damaged: {name} differs from its checksum; fit it again")
+    return manifest
+
+
+def save_embeddings(folder: Path, embeddings: np.ndarray) -> None:
+    """Item text embeddings [N, D], kept as float16."""
+    from safetensors.numpy import save_file
+
+    with atomic(folder / "embeddings.safetensors") as path:
+        save_file({"embeddings": embeddings.astype(np.float16)}, path)
+
+
+def load_embeddings(folder: Path) -> np.ndarray:
+    """float32 [N, D]."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "embeddings.safetensors")["embeddings"].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle; its parts are read when first used."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Bundle:
+        """Raises GenrecError where the folder is no bundle, is damaged, or is of another format."""
+        folder = Path(folder)
+        return cls(folder, check(folder)["config"])
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return read_dataset(self.folder / "data")
+
+    @cached_property
+    def semantic_ids(self) -> SemanticIDs:
+        return SemanticIDs.load(self.folder / "tokenizer")
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        return load_embeddings(self.folder / "tokenizer")
+
+    @cached_property
+    def embedder(self) -> TextEmbedder:
+        return TextEmbedder(self.config["embedder"])
+
+    @cached_property
+    def tools(self) -> dict[str, Tool]:
+        return {name: FLOORS[name].load(self.folder / "tools" / name) for name in self.config["tools"]}
+
+    @cached_property
+    def generator(self) -> GeneratorModel:
+        import torch
+
+        from genrec.generator.model import GeneratorModel
+
+        model = GeneratorModel.from_pretrained(self.folder / "generator")
+        model.set_catalog(self.semantic_ids.trie, torch.from_numpy(self.embeddings))
+        return model.eval()
+
+    @cached_property
+    def weights(self) -> dict[str, dict[str, float]]:
+        """Fusion weights chosen on validation: "floors" for the tools alone, "fused" with the generator."""
+        return read_json(self.folder / "fusion.json")
+
+    @cached_property
+    def store(self) -> InstructionStore:
+        return InstructionStore(self.folder / STORE)

@@ -1,0 +1,127 @@
+"""Consult and generate: the shortlist of items for each request, with what every part says of each.
+
+The shortlist joins the beam of the generator with the best items of the tools' own fusion; the generator's
+exact log-probability is computed for all of it (`score_items`), so no item is judged by half the parts.
+
+Fusion is a weighted sum: tools' scores standardised over the catalogue (mean 0, standard deviation 1 per
+request), the generator's log-probability in nats. It reads as a product of experts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genrec.contracts import UserContext
+from genrec.tools import Tool
+from genrec.tools.fusion import standardise
+
+if TYPE_CHECKING:
+    import torch
+
+    from genrec.generator.model import GeneratorModel
+
+GENERATOR = "generator"
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """rows: int64 [B, M], -1 where padded; parts: name -> float32 [B, M], what is fused; raw: tool ->
+    float32 [B, N], the tools' own scores of the catalogue; beam, beam_scores: [B, W], the generator's own
+    list; seconds: wall time per stage."""
+
+    rows: np.ndarray
+    parts: dict[str, np.ndarray]
+    raw: dict[str, np.ndarray]
+    beam: np.ndarray
+    beam_scores: np.ndarray
+    seconds: dict[str, float]
+
+    def fuse(self, weights: Mapping[str, float]) -> np.ndarray:
+        """Fused scores float32 [B, M]; -inf where padded."""
+        total = np.zeros(self.rows.shape, np.float32)
+        for name, weight in weights.items():
+            if weight and name in self.parts:
+                total += np.float32(weight) * self.parts[name]
+        return np.where(self.rows < 0, -np.inf, total)
+
+
+def allowed_items(
+    contexts: list[UserContext], items: int, allow: np.ndarray | None = None, deny: np.ndarray | None = None
+) -> np.ndarray:
+    """bool [B, N]: not yet seen, and inside `allow` and outside `deny` (rows) where they are given."""
+    allowed = np.ones((len(contexts), items), bool)
+    if allow is not None:
+        allowed[:] = False
+        allowed[:, allow] = True
+    if deny is not None:
+        allowed[:, deny] = False
+    for i, context in enumerate(contexts):
+        allowed[i, list(context.history)] = False
+        if context.trigger is not None:
+            allowed[i, context.trigger] = False
+    return allowed
+
+
+def shortlist(
+    contexts: list[UserContext],
+    tools: Mapping[str, Tool],
+    floor_weights: Mapping[str, float],
+    model: GeneratorModel | None,
+    allowed: np.ndarray,
+    instructions: np.ndarray | None = None,
+    width: int = 50,
+    most: int = 100,
+) -> Shortlist:
+    """The shortlist of B requests. allowed: bool [B, N]; instructions: float [B, text_dim], NaN rows for none;
+    width: beams; most: items taken from the tools' fusion. model None leaves the generator out."""
+    clock = time.perf_counter()
+    seconds: dict[str, float] = {}
+    raw = {name: tool.score_all(contexts) for name, tool in tools.items()}
+    standard = {name: standardise(scores) for name, scores in raw.items()}
+    floors = sum((np.float32(w) * standard[n] for n, w in floor_weights.items() if w and n in standard), start=0)
+    best = np.zeros((len(contexts), 0), np.int64)
+    if not isinstance(floors, int):
+        masked = np.where(allowed, floors, -np.inf)
+        k = min(most, masked.shape[1])
+        best = np.argpartition(-masked, k - 1, axis=1)[:, :k]
+        best = np.where(np.isfinite(np.take_along_axis(masked, best, 1)), best, -1)
+    seconds["tools"] = time.perf_counter() - clock
+    beam = np.zeros((len(contexts), 0), np.int64)
+    beam_scores = np.zeros((len(contexts), 0), np.float32)
+    clock = time.perf_counter()
+    if model is None:
+        rows, parts = best, {}
+    else:
+        import torch
+
+        from genrec.generator.search import beam_search, make_history, make_request, score_items
+
+        device = model.device
+        history = make_history(contexts, model.config.max_history).to(device)
+        request = make_request(model, contexts, instructions).to(device)
+        found = beam_search(model, history, request, width, torch.from_numpy(allowed).to(device))
+        beam, beam_scores = found.items.cpu().numpy(), found.scores.cpu().numpy()
+        rows = _join(beam, best)
+        likelihood = score_items(model, history, request, torch.from_numpy(rows).to(device)).cpu().numpy()
+        parts = {GENERATOR: np.where(rows < 0, 0, likelihood).astype(np.float32)}
+        seconds["generator"] = time.perf_counter() - clock
+    at = np.maximum(rows, 0)
+    parts |= {name: np.take_along_axis(scores, at, 1).astype(np.float32) for name, scores in standard.items()}
+    return Shortlist(rows, parts, raw, beam, beam_scores, seconds)
+
+
+def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row-wise union of two row lists, -1 padded: second's items that are not in first, after first's."""
+    both = np.concatenate([first, second], 1)
+    order = np.argsort(both, axis=1, kind="stable")
+    ranked = np.take_along_axis(both, order, 1)
+    repeated = np.zeros(both.shape, bool)
+    repeated[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    out = both.copy()
+    np.put_along_axis(out, order, np.where(repeated, -1, ranked), 1)
+    return out

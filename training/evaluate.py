@@ -1,0 +1,134 @@
+"""Measures a bundle: every tool alone, their fusion, the generator alone, and all fused, on the same requests.
+
+    python -m training.evaluate --help        (the same job as `genrec eval --again`)
+
+Weights are chosen on validation requests; the test requests are ranked once. One pass over the requests serves
+all systems, so that each row of the table stands on the same inputs. "floors" is the tools' fusion without the
+generator; "generator" is its beam alone, no tool; "fused" is what the recommender serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genrec.bundle import Bundle
+from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
+from genrec.data import EvalSet, Split
+from genrec.evaluation.metrics import ndcg
+from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
+from genrec.tools.fusion import fit_weights, search_weights, standardise
+
+if TYPE_CHECKING:
+    from genrec.generator.model import GeneratorModel
+
+CHUNK = 256
+WIDTH = 50
+FLOORS_ROW, FUSED_ROW = "floors fused", "genrec fused"
+
+
+def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
+    """The requests in pieces of at most `size`, in order."""
+    for start in range(0, len(requests), size):
+        yield requests.take(np.arange(start, min(start + size, len(requests))))
+
+
+def generator_ndcg(model: GeneratorModel, requests: EvalSet, width: int = 20) -> float:
+    """NDCG@10 of the generator's beam alone."""
+    import torch
+
+    from genrec.generator.search import beam_search, make_history, make_request
+
+    lists = []
+    for piece in chunks(requests):
+        allowed = torch.from_numpy(allowed_items(piece.contexts, model.trie.items)).to(model.device)  # type: ignore[union-attr]
+        history = make_history(piece.contexts, model.config.max_history).to(model.device)
+        request = make_request(model, piece.contexts).to(model.device)
+        lists.append(beam_search(model, history, request, width, allowed).items.cpu().numpy())
+    return float(ndcg(rank_lists(GENERATOR, np.concatenate(lists), requests).ranks, 10).mean())
+
+
+def shortlists(parts: Bundle, requests: EvalSet, floors: dict[str, float]) -> Iterator[tuple[EvalSet, Shortlist]]:
+    """Each chunk of requests with its shortlist, seen items left out."""
+    items = len(parts.dataset.catalog)
+    for piece in chunks(requests):
+        allowed = allowed_items(piece.contexts, items)
+        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, width=WIDTH)
+
+
+def floor_weights(parts: Bundle, validation: EvalSet) -> dict[str, float]:
+    """Weights of the tools' own fusion, by NDCG@10 on validation requests."""
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in parts.tools}
+    for piece in chunks(validation):
+        for name, tool in parts.tools.items():
+            blocks[name].append(tool.score_all(piece.contexts))
+    whole = {name: np.concatenate(b) for name, b in blocks.items()}
+    return fit_weights(whole, validation.targets, seen_index(validation.contexts))
+
+
+def choose_weights(parts: Bundle, validation: EvalSet) -> dict[str, dict[str, float]]:
+    """{"floors": of the tools alone, "fused": of tools and generator}, chosen on validation requests."""
+    floors = floor_weights(parts, validation) if parts.tools else {}
+    found = list(shortlists(parts, validation, floors))
+    most = max(s.rows.shape[1] for _, s in found)
+    rows = np.concatenate([np.pad(s.rows, ((0, 0), (0, most - s.rows.shape[1])), constant_values=-1) for _, s in found])
+    blocks = {
+        name: np.concatenate([np.pad(s.parts[name], ((0, 0), (0, most - s.rows.shape[1]))) for _, s in found])
+        for name in found[0][1].parts
+    }
+    wanted = rows == validation.targets[:, None]
+    present = wanted.any(1)
+
+    def quality(scores: np.ndarray) -> float:
+        own = scores[np.arange(len(rows)), wanted.argmax(1)][:, None]
+        ranks = np.where(present, ((scores > own) & (rows >= 0)).sum(1).astype(np.float64), np.inf)
+        return float(ndcg(ranks, 10).mean())
+
+    start = {name: floors.get(name, 0.0) for name in blocks} | {GENERATOR: 0.1}
+    return {"floors": floors, "fused": search_weights(blocks, quality, start)}
+
+
+def rank_systems(
+    parts: Bundle, requests: EvalSet, say: Callable[[int, int], None] = lambda done, total: None
+) -> list[Ranked]:
+    """Every system on the same requests, in the order of the table's rows."""
+    weights = parts.weights
+    names = [*parts.tools, FLOORS_ROW, GENERATOR, FUSED_ROW]
+    ranks: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    lists: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    ties = tie_numbers(len(requests))
+    done = 0
+    for piece, found in shortlists(parts, requests, weights["floors"]):
+        seen, tie = seen_index(piece.contexts), ties[done : done + len(piece)]
+        scores = dict(found.raw)
+        if found.raw:
+            scores[FLOORS_ROW] = np.sum(
+                [np.float32(w) * standardise(found.raw[n]) for n, w in weights["floors"].items() if w], axis=0
+            )
+        for name, block in scores.items():
+            ranks[name].append(target_ranks(block, piece.targets, seen, tie).astype(np.float64))
+            lists[name].append(top_lists(block, seen, 10))
+        fused = found.fuse(weights["fused"])
+        order = np.argsort(-fused, axis=1, kind="stable")
+        for name, ranked in ((GENERATOR, found.beam), (FUSED_ROW, np.take_along_axis(found.rows, order, 1))):
+            result = rank_lists(name, ranked, piece)
+            ranks[name].append(result.ranks)
+            lists[name].append(result.lists)
+        done += len(piece)
+        say(done, len(requests))
+    return [Ranked(n, np.concatenate(ranks[n]), np.concatenate(lists[n])) for n in names if ranks[n]]
+
+
+def evaluate_bundle(parts: Bundle, split: Split, folder: Path, report: Callable[[str], None]) -> str:
+    """Ranks the test requests and writes results.json, table.md and plots into `folder`; one line for the log."""
+    from genrec.evaluation.report import write_report
+
+    def say(done: int, total: int) -> None:
+        if done % (CHUNK * 8) == 0 or done == total:
+            report(f"report: {done:,} of {total:,} test requests ranked")
+
+    systems = rank_systems(parts, split.test, say)
+    return write_report(systems, split, parts, folder)

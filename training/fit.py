@@ -1,0 +1,327 @@
+"""From raw interactions to a finished bundle: data, semantic IDs, tools, generator, fusion, report.
+
+    python -m training.fit --help        (the same job as `genrec fit`)
+
+Every stage writes its result into <out>.work and leaves a marker when it is whole; a killed fit that is
+started again skips finished stages and takes up the generator at its last checkpoint. The finished folder
+is renamed to <out> in one move.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genrec import __version__
+from genrec.bundle import MANIFEST, Bundle, load_embeddings, save_embeddings, seal
+from genrec.data import (
+    SCENARIOS,
+    Dataset,
+    Split,
+    chronological,
+    leave_one_out,
+    load_dataset,
+    read_dataset,
+    rolling,
+    save_dataset,
+    target_mask,
+)
+from genrec.data.scenarios import queries
+from genrec.errors import GenrecError
+from genrec.io import read_json, write_json, write_text
+from genrec.tokenizer.embeddings import PACKAGED, TextEmbedder
+from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
+from genrec.tools import FLOORS
+
+if TYPE_CHECKING:
+    from genrec.generator.batches import TrainingData
+    from genrec.generator.model import GeneratorModel
+    from training.generator import Progress
+
+Report = Callable[[str], None]
+
+SPLITS: dict[str, Callable[[Dataset], Split]] = {
+    "leave-one-out": leave_one_out,
+    "rolling": rolling,
+    "chronological": chronological,
+}
+SHARES = {"item": 0.1, "search": 0.15, "favourites": 0.1, "discovery": 0.1}  # of the qualifying positions; ours
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One fit. Each field is a flag of `genrec fit`; its `help` is the flag's."""
+
+    data: str = field(metadata={"help": "ml-100k, a folder with interactions and items files, or hf:owner/name"})
+    out: Path = field(metadata={"help": "the bundle to make"})
+    protocol: str = field(default="leave-one-out", metadata={"help": "the split", "choices": tuple(SPLITS)})
+    epochs: int = field(default=20, metadata={"help": "passes of the generator over the training data"})
+    d_model: int = field(default=128, metadata={"help": "width of the generator"})
+    layers: int = field(default=2, metadata={"help": "encoder layers, and as many decoder layers"})
+    dropout: float = field(default=0.2, metadata={"help": "dropout of the generator"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of the generator"})
+    positions: int = field(default=2048, metadata={"help": "training positions per batch"})
+    max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
+    levels: int = field(default=3, metadata={"help": "codes per semantic ID"})
+    codes: int = field(default=128, metadata={"help": "codebook size per level"})
+    embedder: str = field(default=PACKAGED, metadata={"help": "sentence-transformers folder or name; packaged = MiniLM"})
+    embeddings: str = field(default="", metadata={"help": "own item embeddings: .npy, a row per catalogue item in order"})
+    tools: tuple[str, ...] = field(default=tuple(FLOORS), metadata={"help": "tools to fit, separated by commas"})
+    seed: int = field(default=0, metadata={"help": "of everything random"})
+    bf16: bool = field(default=False, metadata={"help": "train in bfloat16 (fast where the processor has it)"})
+    checkpoint_seconds: float = field(default=60.0, metadata={"help": "seconds between checkpoints of the generator"})
+
+    def __post_init__(self) -> None:
+        if self.protocol not in SPLITS:
+            raise GenrecError(f"unknown protocol {self.protocol!r}; there are: {', '.join(SPLITS)}")
+        unknown = [name for name in self.tools if name not in FLOORS]
+        if unknown:
+            raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(FLOORS)}")
+        for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
+            if getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise GenrecError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+
+class Fit:
+    """The stages of one fit, in order, over one work folder."""
+
+    def __init__(self, config: FitConfig, report: Report) -> None:
+        self.config, self.report = config, report
+        self.out = Path(config.out)
+        self.work = self.out.with_name(self.out.name + ".work")
+        self.folder = self.work / "bundle"
+
+    def stage(self, name: str, job: Callable[[], str]) -> None:
+        """Runs a stage unless its marker is there; `job` returns one line that says what came out."""
+        marker = self.work / "done" / name
+        if marker.exists():
+            self.report(f"{name}: done before ({marker.read_text(encoding='utf-8').strip()})")
+            return
+        clock = time.perf_counter()
+        said = job()
+        seconds = time.perf_counter() - clock
+        write_text(marker, f"{said}\n")
+        self.report(f"{name}: {said} [{seconds:.1f} s]")
+
+    def run(self) -> Path:
+        """The finished bundle. An existing bundle of the same config is returned as it is."""
+        identity = self.config.as_dict() | {"genrec": __version__}
+        if (self.out / MANIFEST).is_file():
+            if Bundle.load(self.out).config == identity:
+                self.report(f"{self.out} is there already, made with the same settings")
+                return self.out
+            raise GenrecError(f"{self.out} holds a bundle made with other settings; remove it or choose another --out")
+        if self.out.exists() and any(self.out.iterdir()):
+            raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
+        started = self.work / "config.json"
+        if started.exists() and read_json(started) != identity:
+            raise GenrecError(f"{self.work} holds a started fit with other settings; remove it or choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(started, identity)
+        self.stage("data", self.data)
+        self.dataset = read_dataset(self.folder / "data")
+        self.split = SPLITS[self.config.protocol](self.dataset)
+        self.stage("embeddings", self.embed)
+        self.stage("semantic-ids", self.tokenize)
+        for name in self.config.tools:
+            self.stage(f"tool-{name}", lambda name=name: self.fit_tool(name))
+        self.stage("queries", self.embed_queries)
+        self.stage("generator", self.train_generator)
+        self.stage("fusion", self.choose_weights)
+        self.stage("report", self.make_report)
+        seal(self.folder, identity)
+        if self.out.exists():
+            self.out.rmdir()
+        os.replace(self.folder, self.out)
+        shutil.rmtree(self.work)
+        return self.out
+
+    # -- stages -------------------------------------------------------------------------------------
+
+    def data(self) -> str:
+        dataset = load_dataset(self.config.data)
+        save_dataset(dataset, self.folder / "data")
+        s = dataset.sequences
+        return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"
+
+    def embed(self) -> str:
+        catalog = self.dataset.catalog
+        if self.config.embeddings:
+            vectors = read_embeddings(Path(self.config.embeddings), len(catalog))
+        else:
+            embedder = TextEmbedder(self.config.embedder)
+            vectors = embedder(catalog.texts, lambda n, of: self.report(f"embeddings: {n:,} of {of:,} items"))
+        save_embeddings(self.folder / "tokenizer", vectors)
+        return f"{vectors.shape[0]:,} items, {vectors.shape[1]} dimensions"
+
+    def tokenize(self) -> str:
+        from genrec.tokenizer.report import report
+
+        vectors = load_embeddings(self.folder / "tokenizer")
+        config = TokenizerConfig(self.config.levels, self.config.codes, seed=self.config.seed)
+        ids = SemanticIDs.fit(vectors, config)
+        ids.save(self.folder / "tokenizer")
+        found = report(ids, vectors, self.dataset.catalog.categories)
+        write_json(self.folder / "report" / "semantic_ids.json", found.as_dict())
+        used = ", ".join(f"{u:.0%}" for u in found.utilisation)
+        return f"{ids.codes.shape[1]} levels, codes in use {used}, {found.collisions} collisions"
+
+    def fit_tool(self, name: str) -> str:
+        FLOORS[name]().fit(self.split.train, self.dataset.catalog).save(self.folder / "tools" / name)
+        return "fitted on the training events"
+
+    def embed_queries(self) -> str:
+        """Query embeddings for the search scenario: words of each title, and the narrowest category."""
+        if self.config.embeddings or "search" not in self.dataset.scenarios:
+            return "none: own embeddings have no text encoder" if self.config.embeddings else "none: items have no text"
+        catalog = self.dataset.catalog
+        leaves = [path[-1] if path else "" for path in catalog.categories]
+        texts = [*queries(catalog), *leaves]
+        unique = sorted(set(texts) - {""})
+        embedder = TextEmbedder(self.config.embedder)
+        vectors = embedder(unique, lambda n, of: self.report(f"queries: {n:,} of {of:,}"))
+        table = np.concatenate([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)])
+        place = {text: i for i, text in enumerate(unique)}
+        rows = np.array([place.get(t, -1) for t in texts]).reshape(2, -1).T
+        save_embeddings(self.work / "queries", table[rows].reshape(len(catalog), -1))
+        return f"{len(unique):,} distinct queries"
+
+    def training_data(self, model: GeneratorModel) -> TrainingData:
+        from genrec.generator.batches import ScenarioTask, TrainingData
+
+        path = self.work / "queries" / "embeddings.safetensors"
+        table = load_embeddings(path.parent).reshape(len(self.dataset.catalog), 2, -1) if path.exists() else None
+        tasks = []
+        for name in self.dataset.scenarios:
+            about = SCENARIOS[name]
+            if name in SHARES and (table is not None or not about.query):
+                mask = target_mask(about, self.split.train, self.dataset.catalog)
+                tasks.append(ScenarioTask(name, mask, SHARES[name], about.trigger, about.query))
+        ids = {name: i for i, name in enumerate(model.config.scenarios)}
+        return TrainingData(self.split.train, tuple(tasks), ids, table, model.config.text_dim)
+
+    def new_generator(self) -> GeneratorModel:
+        import torch
+
+        from genrec.generator.config import GeneratorConfig
+        from genrec.generator.model import GeneratorModel
+
+        vectors = load_embeddings(self.folder / "tokenizer")
+        ids = SemanticIDs.load(self.folder / "tokenizer")
+        torch.manual_seed(self.config.seed)
+        config = GeneratorConfig(
+            items=len(vectors),
+            text_dim=vectors.shape[1],
+            d_model=self.config.d_model,
+            d_ff=4 * self.config.d_model,
+            encoder_layers=self.config.layers,
+            decoder_layers=self.config.layers,
+            max_history=self.config.max_history,
+            dropout=self.config.dropout,
+            levels=self.config.levels,
+            codes=ids.codebooks.shape[1],
+            scenarios=list(self.dataset.scenarios),
+        )
+        return GeneratorModel(config).set_catalog(ids.trie, torch.from_numpy(vectors))
+
+    def train_generator(self) -> str:
+        import torch
+
+        from training.evaluate import generator_ndcg
+        from training.generator import TrainingConfig, train
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = self.new_generator().to(device)
+        settings = TrainingConfig(
+            epochs=self.config.epochs,
+            positions=self.config.positions,
+            learning_rate=self.config.learning_rate,
+            seed=self.config.seed,
+            bf16=self.config.bf16,
+        )
+        sample = self.split.validation.sample(2000, seed=1)
+        progress: list[Progress] = []
+
+        def say(p: Progress) -> None:
+            progress.append(p)
+            shown = "" if p.validation is None else f", validation NDCG@10 {p.validation:.4f} (best {p.best:.4f})"
+            loss = " + ".join(f"{x:.2f}" for x in p.loss)
+            self.report(
+                f"generator: step {p.step:,} of {p.steps:,}, loss {loss}, {p.positions_per_second:,.0f} positions/s{shown}"
+            )
+
+        train(
+            model,
+            self.training_data(model),
+            settings,
+            self.work / "generator",
+            lambda m: generator_ndcg(m, sample),
+            say,
+            self.config.checkpoint_seconds,
+        )
+        model.to("cpu").save_pretrained(self.folder / "generator")
+        best = next((p.best for p in reversed(progress) if p.best is not None), None)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        return f"{parameters:.1f} M parameters" + (f", validation NDCG@10 {best:.4f}" if best is not None else "")
+
+    def parts(self) -> Bundle:
+        """The unfinished bundle, to read its finished parts."""
+        return Bundle(self.folder, self.config.as_dict())
+
+    def choose_weights(self) -> str:
+        from training.evaluate import choose_weights
+
+        weights = choose_weights(self.parts(), self.split.validation.sample(4000, seed=2))
+        write_json(self.folder / "fusion.json", weights)
+        return ", ".join(f"{name} {w:g}" for name, w in weights["fused"].items() if w)
+
+    def make_report(self) -> str:
+        from training.evaluate import evaluate_bundle
+
+        return evaluate_bundle(self.parts(), self.split, self.folder / "report", self.report)
+
+
+def read_embeddings(path: Path, items: int) -> np.ndarray:
+    """Own item embeddings [items, D] from a .npy file, scaled to unit length. Raises GenrecError."""
+    if not path.is_file():
+        raise GenrecError(f"{path}: no such embeddings file")
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise GenrecError(f"{path} is not a .npy file of numbers ({error})") from None
+    if vectors.ndim != 2 or len(vectors) != items or vectors.dtype.kind != "f":
+        raise GenrecError(
+            f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of shape ({items}, dimensions)"
+        )
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(bad):
+        raise GenrecError(f"{path}: row {bad[0]} is all zeros or holds NaN or infinity")
+    return (vectors / norms).astype(np.float32)
+
+
+def fit(config: FitConfig, report: Report = lambda _: None) -> Path:
+    """Makes the bundle of a config; see the module. Returns its folder."""
+    return Fit(config, report).run()
+
+
+def main() -> None:
+    from genrec.cli import main as command
+
+    command(["fit", *os.sys.argv[1:]])  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
