@@ -79,7 +79,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for path in temporary.iterdir():
-            with open(path, "rb") as f:
+            with path.open("rb") as f:
                 os.fsync(f.fileno())
         with contextlib.suppress(FileExistsError):
             if not folder.is_dir():

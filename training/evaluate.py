@@ -9,7 +9,8 @@ generator; "generator" is its beam alone, no tool; "fused" is what the recommend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
-from genrec.data import EvalSet, Split
+from genrec.data import EvalSet, Sequences, Split
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
+from genrec.evaluation.report import Report, compare, provenance, rows_of, save
+from genrec.tools import Tool
 from genrec.tools.fusion import fit_weights, search_weights, standardise
 
 if TYPE_CHECKING:
@@ -59,19 +62,20 @@ def shortlists(parts: Bundle, requests: EvalSet, floors: dict[str, float]) -> It
         yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, width=WIDTH)
 
 
-def floor_weights(parts: Bundle, validation: EvalSet) -> dict[str, float]:
+def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, float]:
     """Weights of the tools' own fusion, by NDCG@10 on validation requests."""
-    blocks: dict[str, list[np.ndarray]] = {name: [] for name in parts.tools}
+    if not tools:
+        return {}
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in tools}
     for piece in chunks(validation):
-        for name, tool in parts.tools.items():
+        for name, tool in tools.items():
             blocks[name].append(tool.score_all(piece.contexts))
     whole = {name: np.concatenate(b) for name, b in blocks.items()}
     return fit_weights(whole, validation.targets, seen_index(validation.contexts))
 
 
-def choose_weights(parts: Bundle, validation: EvalSet) -> dict[str, dict[str, float]]:
-    """{"floors": of the tools alone, "fused": of tools and generator}, chosen on validation requests."""
-    floors = floor_weights(parts, validation) if parts.tools else {}
+def fused_weights(parts: Bundle, validation: EvalSet, floors: dict[str, float]) -> dict[str, float]:
+    """Weights of tools and generator together, by NDCG@10 on validation requests."""
     found = list(shortlists(parts, validation, floors))
     most = max(s.rows.shape[1] for _, s in found)
     rows = np.concatenate([np.pad(s.rows, ((0, 0), (0, most - s.rows.shape[1])), constant_values=-1) for _, s in found])
@@ -88,7 +92,7 @@ def choose_weights(parts: Bundle, validation: EvalSet) -> dict[str, dict[str, fl
         return float(ndcg(ranks, 10).mean())
 
     start = {name: floors.get(name, 0.0) for name in blocks} | {GENERATOR: 0.1}
-    return {"floors": floors, "fused": search_weights(blocks, quality, start)}
+    return search_weights(blocks, quality, start)
 
 
 def rank_systems(
@@ -122,13 +126,30 @@ def rank_systems(
     return [Ranked(n, np.concatenate(ranks[n]), np.concatenate(lists[n])) for n in names if ranks[n]]
 
 
+def make_report(systems: list[Ranked], requests: EvalSet, parts: Bundle, train: Sequences, about: dict) -> Report:
+    """The table of all systems, and the fused system against the floors' fusion and the best single floor."""
+    counts = np.bincount(train.items, minlength=len(parts.dataset.catalog))
+    vectors = parts.embeddings
+    rows = [row for ranked in systems for row in rows_of(ranked, requests, counts=counts, vectors=vectors)]
+    by_name = {r.system: r for r in systems}
+    pairs = []
+    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (GENERATOR, FLOORS_ROW)):
+        if system in by_name and baseline in by_name:
+            pairs += compare(by_name[system], by_name[baseline], requests)
+    return Report(f"{parts.dataset.name}, {requests.name}", tuple(rows), tuple(pairs), about)
+
+
 def evaluate_bundle(parts: Bundle, split: Split, folder: Path, report: Callable[[str], None]) -> str:
-    """Ranks the test requests and writes results.json, table.md and plots into `folder`; one line for the log."""
-    from genrec.evaluation.report import write_report
+    """Ranks the test requests, writes report.json, report.md and plots into `folder`; returns one line for the log."""
+    clock = time.perf_counter()
 
     def say(done: int, total: int) -> None:
         if done % (CHUNK * 8) == 0 or done == total:
             report(f"report: {done:,} of {total:,} test requests ranked")
 
     systems = rank_systems(parts, split.test, say)
-    return write_report(systems, split, parts, folder)
+    about = provenance(split.note, {"fit": parts.config["seed"]}, time.perf_counter() - clock)
+    about |= {"settings": parts.config, "fusion": parts.weights}
+    save(make_report(systems, split.test, parts, split.train, about), folder)
+    best = {s.system: float(ndcg(s.ranks, 10).mean()) for s in systems}
+    return "test NDCG@10 " + ", ".join(f"{name} {best[name]:.4f}" for name in (FLOORS_ROW, GENERATOR, FUSED_ROW) if name in best)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,7 @@ from genrec.data import (
 )
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
-from genrec.io import read_json, write_json, write_text
+from genrec.io import atomic, read_json, write_json, write_text
 from genrec.tokenizer.embeddings import PACKAGED, TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -52,6 +53,7 @@ SPLITS: dict[str, Callable[[Dataset], Split]] = {
     "rolling": rolling,
     "chronological": chronological,
 }
+TEACHERS = ("itemknn", "markov", "content")  # cheap enough to be fitted once per fold of users
 SHARES = {"item": 0.1, "search": 0.15, "favourites": 0.1, "discovery": 0.1}  # of the qualifying positions; ours
 
 
@@ -66,8 +68,9 @@ class FitConfig:
     d_model: int = field(default=128, metadata={"help": "width of the generator"})
     layers: int = field(default=2, metadata={"help": "encoder layers, and as many decoder layers"})
     dropout: float = field(default=0.2, metadata={"help": "dropout of the generator"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of the generator"})
-    positions: int = field(default=2048, metadata={"help": "training positions per batch"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the generator"})
+    positions: int = field(default=1024, metadata={"help": "training positions per batch"})
+    teaching: float = field(default=0.5, metadata={"help": "share of training targets that cross-fitted tools propose"})
     max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
     levels: int = field(default=3, metadata={"help": "codes per semantic ID"})
     codes: int = field(default=128, metadata={"help": "codebook size per level"})
@@ -87,6 +90,8 @@ class FitConfig:
         for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
             if getattr(self, name) < 1:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.teaching <= 1:
+            raise GenrecError(f"teaching is {self.teaching}; it must be between 0 and 1")
         if not 0 <= self.dropout < 1:
             raise GenrecError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
 
@@ -137,6 +142,8 @@ class Fit:
         self.stage("semantic-ids", self.tokenize)
         for name in self.config.tools:
             self.stage(f"tool-{name}", lambda name=name: self.fit_tool(name))
+        self.stage("floors", self.choose_floor_weights)
+        self.stage("teaching", self.teach)
         self.stage("queries", self.embed_queries)
         self.stage("generator", self.train_generator)
         self.stage("fusion", self.choose_weights)
@@ -182,6 +189,35 @@ class Fit:
         FLOORS[name]().fit(self.split.train, self.dataset.catalog).save(self.folder / "tools" / name)
         return "fitted on the training events"
 
+    def choose_floor_weights(self) -> str:
+        from training.evaluate import floor_weights
+
+        tools = self.parts().tools
+        sample = self.split.validation.sample(4000, seed=2)
+        teachers = {name: tool for name, tool in tools.items() if name in TEACHERS}
+        weights = {"floors": floor_weights(tools, sample), "teachers": floor_weights(teachers, sample)}
+        write_json(self.work / "floors.json", weights)
+        return ", ".join(f"{name} {w:g}" for name, w in weights["floors"].items() if w)
+
+    def teach(self) -> str:
+        """The tools' proposals at the training positions, each from tools not fitted on its user."""
+        from safetensors.numpy import save_file
+
+        from genrec.generator.teacher import teach
+
+        weights = {n: w for n, w in read_json(self.work / "floors.json")["teachers"].items() if w}
+        if not self.config.teaching or not weights:
+            return "none"
+        catalog, train = self.dataset.catalog, self.split.train
+
+        def say(done: int, total: int) -> None:
+            self.report(f"teaching: {done:,} of {total:,} positions")
+
+        taught = teach(train, catalog, {n: FLOORS[n] for n in weights}, weights, seed=self.config.seed, report=say)
+        with atomic(self.work / "taught.safetensors") as path:
+            save_file({"taught": taught}, path)
+        return f"{', '.join(weights)} propose {taught.shape[1]} items at each position"
+
     def embed_queries(self) -> str:
         """Query embeddings for the search scenario: words of each title, and the narrowest category."""
         if self.config.embeddings or "search" not in self.dataset.scenarios:
@@ -199,6 +235,8 @@ class Fit:
         return f"{len(unique):,} distinct queries"
 
     def training_data(self, model: GeneratorModel) -> TrainingData:
+        from safetensors.numpy import load_file
+
         from genrec.generator.batches import ScenarioTask, TrainingData
 
         path = self.work / "queries" / "embeddings.safetensors"
@@ -210,7 +248,16 @@ class Fit:
                 mask = target_mask(about, self.split.train, self.dataset.catalog)
                 tasks.append(ScenarioTask(name, mask, SHARES[name], about.trigger, about.query))
         ids = {name: i for i, name in enumerate(model.config.scenarios)}
-        return TrainingData(self.split.train, tuple(tasks), ids, table, model.config.text_dim)
+        path = self.work / "taught.safetensors"
+        return TrainingData(
+            self.split.train,
+            tuple(tasks),
+            ids,
+            table,
+            model.config.text_dim,
+            taught=load_file(path)["taught"] if path.exists() else None,
+            teaching=self.config.teaching,
+        )
 
     def new_generator(self) -> GeneratorModel:
         import torch
@@ -281,11 +328,12 @@ class Fit:
         return Bundle(self.folder, self.config.as_dict())
 
     def choose_weights(self) -> str:
-        from training.evaluate import choose_weights
+        from training.evaluate import fused_weights
 
-        weights = choose_weights(self.parts(), self.split.validation.sample(4000, seed=2))
-        write_json(self.folder / "fusion.json", weights)
-        return ", ".join(f"{name} {w:g}" for name, w in weights["fused"].items() if w)
+        floors = read_json(self.work / "floors.json")["floors"]
+        fused = fused_weights(self.parts(), self.split.validation.sample(4000, seed=2), floors)
+        write_json(self.folder / "fusion.json", {"floors": floors, "fused": fused})
+        return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
 
     def make_report(self) -> str:
         from training.evaluate import evaluate_bundle
@@ -320,7 +368,7 @@ def fit(config: FitConfig, report: Report = lambda _: None) -> Path:
 def main() -> None:
     from genrec.cli import main as command
 
-    command(["fit", *os.sys.argv[1:]])  # type: ignore[attr-defined]
+    command(["fit", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

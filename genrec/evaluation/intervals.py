@@ -61,7 +61,7 @@ def bootstrap(
 def paired(
     a: np.ndarray, b: np.ndarray, users: np.ndarray, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
 ) -> list[Interval]:
-    """The mean of a - b per column, [B, M] each, on the same requests: above zero where the interval is, a is better."""
+    """Mean of a - b per column, [B, M] each, on the same requests; an interval above zero says that a is better."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"a pairing needs the same requests and metrics: {a.shape} against {b.shape}")

@@ -36,7 +36,7 @@ def recall(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k with binary relevance: the sum of 1 / log2(rank + 2) over the hits, over that of the best possible list."""
+    """NDCG@k with binary relevance: the sum of 1 / log2(rank + 2) over the hits, over that of the best list."""
     ranks = _checked(ranks, k)
     gain = np.where(ranks < k, 1.0 / np.log2(np.where(ranks < k, ranks, 0.0) + 2.0), 0.0).sum(axis=1)
     best = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))

@@ -78,7 +78,9 @@ def top_lists(scores: np.ndarray, seen: tuple[np.ndarray, np.ndarray], k: int) -
     return np.where(np.isneginf(values), -1, best).astype(np.int32)
 
 
-def rank_all(system: str, score_all: Scorer, requests: EvalSet, k: int = 10, seed: int = 0, chunk: int = CHUNK) -> Ranked:
+def rank_all(
+    system: str, score_all: Scorer, requests: EvalSet, k: int = 10, seed: int = 0, chunk: int = CHUNK
+) -> Ranked:
     """Ranks the whole catalogue for every request, `chunk` requests at a time, and keeps the k best of each."""
     ties = tie_numbers(len(requests), seed)
     ranks, lists = [], []

@@ -107,6 +107,12 @@ class GeneratorModel(PreTrainedModel):
         self.encoder_norm, self.decoder_norm = nn.RMSNorm(d), nn.RMSNorm(d)
         self.post_init()
         self.trie: Trie | None = None
+        self._frozen: dict[int, Tensor] = {}
+
+    def train(self, mode: bool = True) -> GeneratorModel:
+        """As in torch; also forgets the output vectors that searches keep, since the weights may have changed."""
+        self._frozen.clear()
+        return super().train(mode)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -133,6 +139,7 @@ class GeneratorModel(PreTrainedModel):
         if trie.levels != self.config.levels:
             raise ValueError(f"the trie has {trie.levels} levels, the model {self.config.levels}")
         self.trie = trie
+        self._frozen.clear()
         text = text.to(self.device, torch.float32)
         codes = torch.stack([c[trie.path[:, i + 1]] for i, c in enumerate(trie.codes)], 1)
         constants = {"item_text": text, "item_codes": codes.to(self.device)}
@@ -160,11 +167,17 @@ class GeneratorModel(PreTrainedModel):
         return out
 
     def node_vectors(self, level: int) -> Tensor:
-        """Output vectors of all nodes of level + 1: [nodes, d]."""
+        """Output vectors of all nodes of level + 1: [nodes, d]. In eval mode without gradients they are computed
+        once and kept; after changing weights by hand call `eval()` again."""
+        keep = not (self.training or torch.is_grad_enabled())
+        if keep and level in self._frozen:
+            return self._frozen[level]
         out = self.code_out[level](getattr(self, f"node_code_{level}"))
         out = out + self.text_out[level](getattr(self, f"node_text_{level}"))
         if level == self.config.levels - 1:
             out = out + self._own(self.item_out, self.leaf_items)
+        if keep:
+            self._frozen[level] = out
         return out
 
     # -- encoder ------------------------------------------------------------------------------------
@@ -229,15 +242,14 @@ class GeneratorModel(PreTrainedModel):
         far = torch.full_like(distance[..., :1], self.config.max_history)
         return torch.cat([sink, memory], 1), torch.cat([far, distance], -1)
 
-    def child_scores(self, level: int, hidden: Tensor, nodes: Tensor, vectors: Tensor | None = None) -> Tensor:
+    def child_scores(self, level: int, hidden: Tensor, nodes: Tensor) -> Tensor:
         """Log-probabilities of each node's children, normalised over the legal ones: [..., most children].
 
-        hidden: [..., d]; nodes: int64 [...], of `level`; vectors: `node_vectors(level)` where the caller has
-        them already. Padding holds MASKED.
+        hidden: [..., d]; nodes: int64 [...], of `level`. Padding holds MASKED.
         """
         table = getattr(self, f"children_{level}")
         children = table[nodes]
-        vectors = self.node_vectors(level) if vectors is None else vectors
+        vectors = self.node_vectors(level)
         if children.shape[-1] * 8 >= len(vectors) or len(vectors) <= 4096:  # one product is cheaper than gathering
             logits = (hidden @ vectors.T).gather(-1, children.clamp(min=0))
         else:

@@ -50,16 +50,20 @@ def _objects(text: str) -> Iterator[Any]:
         start = text.find("{", end)
 
 
+_MARKS = " ,;:-/.'("
+
+
 def _tidy(text: str, schema: Mapping[str, Any]) -> str:
     """Cleaned text without a cut last word, repetitions or marks at the end; "" where no letter or digit is left."""
     words = clean(text, 4 * len(text) + 4)
     if len(text) >= schema.get("maxLength", len(text) + 1) and " " in words:
         words = words[: words.rfind(" ")]
-    parts = re.split(r"(,? and |, )", words)
-    kept, seen = "", set()
+    parts = re.split(r"(,? and |, )", words.strip(_MARKS))
+    kept, seen = "", {""}
     for i in range(0, len(parts), 2):
-        if parts[i].strip() and parts[i].strip().casefold() not in seen:
-            seen.add(parts[i].strip().casefold())
-            kept += (parts[i - 1] if kept else "") + parts[i]
-    kept = re.sub(r"(?:\s+(?:and|or|with|of|the|a|for|about))+$", "", kept.strip(" ,;:-/.'("))
+        part = parts[i].strip(_MARKS)
+        if part.casefold() not in seen:
+            seen.add(part.casefold())
+            kept += (parts[i - 1] if kept else "") + part
+    kept = re.sub(r"(?:\s+(?:and|or|with|of|the|a|for|about))+$", "", kept)
     return kept if any(c.isalnum() for c in kept) else ""

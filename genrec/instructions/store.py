@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +23,7 @@ Key = tuple[str, str]  # user, scenario
 
 FORMAT = 1  # PRAGMA user_version; raised when the table changes
 _COLUMNS = "situation, intents, look_for, rationale, model, prompt_version, context_hash, created"
+_fields = attrgetter(*_COLUMNS.split(", "))
 _TABLE = f"""CREATE TABLE IF NOT EXISTS instructions (
     user TEXT NOT NULL, scenario TEXT NOT NULL, {_COLUMNS.replace(", created", ", created REAL NOT NULL")},
     PRIMARY KEY (user, scenario)) WITHOUT ROWID"""
@@ -84,8 +86,7 @@ class InstructionStore:
     def put_many(self, rows: Iterable[tuple[str, str, Instruction]]) -> None:
         """Writes (user, scenario, instruction) rows in one transaction; a row with the same key is replaced."""
         values = (
-            (user, scenario, i.situation, json.dumps(i.intents, ensure_ascii=False), i.look_for, i.rationale)
-            + (i.model, i.prompt_version, i.context_hash, i.created)
+            (user, scenario, *(json.dumps(v, ensure_ascii=False) if isinstance(v, tuple) else v for v in _fields(i)))
             for user, scenario, i in rows
         )
         with self._errors(), self._lock, self._transaction():

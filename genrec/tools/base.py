@@ -112,10 +112,11 @@ class Tool:
         out: list[Evidence] = []
         for start in range(0, len(contexts), CHUNK):
             part = contexts[start : start + CHUNK]
-            out += [self._evidence(c, row, k) for c, row in zip(part, self.score_all(part), strict=True)]
+            out += [self.evidence(c, row, k) for c, row in zip(part, self.score_all(part), strict=True)]
         return out
 
-    def _evidence(self, context: UserContext, scores: np.ndarray, k: int) -> Evidence:
+    def evidence(self, context: UserContext, scores: np.ndarray, k: int) -> Evidence:
+        """Evidence from scores that are computed already, float32 [N]."""
         seen, _ = events(context)
         scores = scores.copy()
         scores[list(seen)] = -np.inf

@@ -1,10 +1,12 @@
-"""Content: TF-IDF over title, the further text fields and the category path; works for items that nobody chose yet."""
+"""Content: TF-IDF over the words of title, fields and category path; works for items that nobody chose yet.
+
+A request's query, where there is one, is looked up like an item, so the tool is also the floor of the search scenario.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,22 +22,23 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class ContentConfig:
-    """recency: weight per step back from the newest event. smallest_df: a term must occur in so many items.
-    query: weight of the request's query, where there is one, beside the newest event's 1."""
+    """recency: weight per step back from the newest event. query: weight of the request's query, where the newest
+    event has 1."""
 
     recency: float = 0.6
-    smallest_df: int = 2
     query: float = 2.0
 
 
-def terms(text: str) -> list[str]:
-    """The lower-case words of a text and its pairs of neighbouring words."""
-    words = WORD.findall(text.lower())
-    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
+def words(text: str) -> list[str]:
+    """The lower-case words of a text, in order; digits count as letters."""
+    return WORD.findall(text.lower())
 
 
 class Content(Tool):
-    """Score = cosine-like similarity of TF-IDF rows: (history [B, N] @ T [N, V] + query) @ T'."""
+    """Score = (history [B, N] @ T [N, V] + query) @ T', with T the items' TF-IDF rows of unit length.
+
+    A word that stands c times has the value (1 + log c) x (log((1 + N) / (1 + items with it)) + 1).
+    """
 
     name = "content"
     sentence = "Like {seen} in words and category: {found}."
@@ -47,20 +50,16 @@ class Content(Tool):
 
     def fit(self, train: Sequences, catalog: Catalog) -> Self:
         self.titles = [short_title(t) for t in catalog.titles]
-        documents = [terms(text) for text in catalog.texts]
-        df: dict[str, int] = {}
-        for document in documents:
-            for term in set(document):
-                df[term] = df.get(term, 0) + 1
-        kept = sorted(t for t, n in df.items() if n >= self.config.smallest_df)
-        self.vocabulary = {term: v for v, term in enumerate(kept)}
-        n = len(documents)
-        self.idf = np.array([np.log((1 + n) / (1 + df[t])) + 1 for t in kept], dtype=np.float32)
+        documents = [words(text) for text in catalog.texts]
+        held = Counter(word for document in documents for word in set(document))
+        self.vocabulary = {word: v for v, word in enumerate(sorted(held))}
+        share = (1 + len(documents)) / (1 + np.array([held[word] for word in self.vocabulary], dtype=np.float64))
+        self.idf = (np.log(share) + 1).astype(np.float32)
         self.matrix = self._rows(documents)
         return self
 
     def _rows(self, documents: list[list[str]]) -> sparse.csr_matrix:
-        """TF-IDF rows of unit length, float32 [len(documents), V]; all zero without a known term."""
+        """TF-IDF rows of unit length, float32 [len(documents), V]; all zero without a known word."""
         known = [[self.vocabulary[t] for t in d if t in self.vocabulary] for d in documents]
         indptr = np.concatenate([[0], np.cumsum([len(k) for k in known])]).astype(np.int64)
         indices = np.array([v for k in known for v in k], dtype=np.int64)
@@ -74,24 +73,23 @@ class Content(Tool):
         """float32 [B, N]; all zero for an empty history without a query."""
         profile = history_matrix(contexts, self.matrix.shape[0], self.config.recency) @ self.matrix
         if any(c.query for c in contexts):
-            profile = profile + self.config.query * self._rows([terms(c.query or "") for c in contexts])
+            profile = profile + self.config.query * self._rows([words(c.query or "") for c in contexts])
         scores = self.matrix @ profile.T.toarray()  # [N, B]: sparse times dense, the fastest order here
         return np.ascontiguousarray(scores.T, dtype=np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        words = json.dumps(list(self.vocabulary), ensure_ascii=False).encode("utf-8")
         m = self.matrix
         return {
             "data": m.data,
             "indices": m.indices.astype(np.int32),
             "indptr": m.indptr.astype(np.int64),
             "idf": self.idf,
-            "vocabulary": np.frombuffer(words, dtype=np.uint8),
+            "vocabulary": np.frombuffer("\n".join(self.vocabulary).encode("utf-8"), dtype=np.uint8),
         }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        words = json.loads(arrays["vocabulary"].tobytes().decode("utf-8"))
-        self.vocabulary = {term: v for v, term in enumerate(words)}
+        known = arrays["vocabulary"].tobytes().decode("utf-8").split("\n")  # a word holds no line break
+        self.vocabulary = {word: v for v, word in enumerate(known)}
         self.idf = arrays["idf"]
-        shape = (len(arrays["indptr"]) - 1, len(words))
+        shape = (len(arrays["indptr"]) - 1, len(self.idf))
         self.matrix = sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)

@@ -8,7 +8,7 @@ be e times less likely than the worst one it kept. A row without any score says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -63,8 +63,7 @@ def fit_weights(
     """The weights with the best mean NDCG@k of the targets, seen items left out; they add up to 1.
 
     blocks: raw scores [B, N] per name on validation requests (4,000 are plenty: the caller samples a larger
-    set); targets: int [B]; seen: as `protocol.seen_index(contexts)` gives. Search: from equal weights, one name after the other tries its weight times each of FACTORS
-    and keeps the best when that gains LEAST_GAIN; a name that can go without loss goes. At most SWEEPS rounds.
+    set); targets: int [B]; seen: as `protocol.seen_index(contexts)` gives. The search starts from equal weights.
     """
     ready = {name: standardise(block) for name, block in blocks.items()}
     ties = tie_numbers(len(targets), seed)
@@ -72,8 +71,21 @@ def fit_weights(
     def quality(scores: np.ndarray) -> float:
         return float(ndcg(target_ranks(scores, targets, seen, ties), k).mean())
 
-    weights = dict.fromkeys(ready, 1.0)
-    total = np.sum([*ready.values()], axis=0)
+    weights = search_weights(ready, quality, dict.fromkeys(ready, 1.0))
+    whole = sum(weights.values())
+    return {name: round(w / whole, 4) for name, w in weights.items()}
+
+
+def search_weights(
+    ready: Mapping[str, np.ndarray], quality: Callable[[np.ndarray], float], start: Mapping[str, float]
+) -> dict[str, float]:
+    """The weights of equally shaped blocks whose sum has the highest quality.
+
+    One name after the other tries its weight times each of FACTORS and keeps the best when that gains LEAST_GAIN;
+    a name that can go without loss goes. At most SWEEPS rounds. Deterministic.
+    """
+    weights = dict(start)
+    total = np.sum([np.float32(weights[name]) * block for name, block in ready.items()], axis=0)
     best = quality(total)
     for _ in range(SWEEPS):
         before = best
@@ -91,8 +103,7 @@ def fit_weights(
             total = rest + np.float32(new) * block
         if best < before + LEAST_GAIN:
             break
-    whole = sum(weights.values())
-    return {name: round(w / whole, 4) for name, w in weights.items()}
+    return {name: round(float(w), 5) for name, w in weights.items()}
 
 
 def _others(weights: Mapping[str, float], name: str) -> bool:

@@ -1,0 +1,204 @@
+"""The page: choose a user or build a history, choose the scenario, steer with words and weights, see the whole trace.
+
+    from ui.app import launch
+    launch("bundle")                      # http://127.0.0.1:7860
+
+`build` wires the components of ui.layout to the functions of ui.session (what is asked) and of ui.render and
+ui.trace (what is shown). What a visitor chose lives in one gr.State; nothing is kept between sessions, and nothing
+is loaded from elsewhere. The list follows every choice at once; typed text is taken with Enter or the button.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from genrec.candidates import GENERATOR
+from genrec.errors import GenrecError, missing_package
+from genrec.recommender import Recommender
+from ui import render
+from ui.session import Form, Session, TitleIndex, ask, begin, stored_instruction, with_stored
+from ui.text import plain
+from ui.trace import trace_view
+
+try:
+    import gradio as gr
+
+    from ui.layout import Layout, place
+except ImportError as problem:
+    raise missing_package("gradio", "ui") from problem
+
+TRIGGERS = 50  # newest items of the history that may be the trigger
+Change = dict[Any, Any]  # component -> its new value
+STYLE = Path(__file__).with_name("style.css")
+
+
+def build(recommender: Recommender) -> gr.Blocks:
+    """The page over one recommender. It opens on the first user of the data set; `serve` shows it."""
+    weights = start_weights(recommender)
+    with gr.Blocks(title="genrec", analytics_enabled=False) as page:
+        parts = place(recommender.bundle.dataset, weights)
+        _wire(page, parts, recommender, weights)
+    return page
+
+
+def launch(bundle_path: Path | str, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serves the page over a bundle until it is interrupted. Raises GenrecError (bad bundle, port in use)."""
+    serve(Recommender.load(bundle_path), host, port)
+
+
+def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> gr.Blocks:
+    """Starts the page's server; with wait False it returns while the server runs (`close()` ends it).
+
+    The first list is made before the server starts, so that nobody waits for the model, and what is wrong with a
+    bundle is said here.
+    """
+    page, users = build(recommender), recommender.bundle.dataset.sequences.users
+    recommender.recommend(recommender.context(user=users[0]) if users else recommender.context(history=[]), k=1)
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="sm", text_size="md")
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=not wait,
+            quiet=not wait,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme,
+            css=STYLE.read_text(encoding="utf-8"),
+        )
+    except OSError as error:
+        raise GenrecError(f"cannot serve the page on {host}:{port} ({error}); choose another port") from error
+    return page
+
+
+def start_weights(recommender: Recommender) -> dict[str, float]:
+    """The fusion weights chosen on validation, for every part: the generator first, then the tools."""
+    fused = recommender.bundle.weights["fused"]
+    return {name: round(float(fused.get(name, 0.0)), 2) for name in (GENERATOR, *recommender.bundle.tools)}
+
+
+def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, start: dict[str, float]) -> None:
+    """Every event of the page. Handlers return {component: new value}."""
+    catalog, index = recommender.bundle.dataset.catalog, TitleIndex(recommender.bundle.dataset)
+
+    def read(values: tuple[Any, ...]) -> Form:
+        now, text, query, scenario, trigger, count, *weights = values
+        return Form(now, text, query, scenario, trigger, int(count), dict(zip(start, weights, strict=True)))
+
+    def answer(form: Form) -> Change:
+        """The list and its trace, or what is wrong for the visitor as one line in their place."""
+        try:
+            trace = ask(recommender, form, start)
+        except GenrecError as wrong:
+            return refuse(wrong)
+        return {
+            at.notice: "",
+            at.listed: render.recommendations(trace, catalog),
+            at.traced: trace_view(trace, catalog),
+        }
+
+    def refuse(wrong: GenrecError) -> Change:
+        return {at.notice: render.error(str(wrong)), at.listed: "", at.traced: ""}
+
+    def note(form: Form) -> Change:
+        """The line under the instruction box."""
+        stored = stored_instruction(recommender, form.session, form.scenario) if form.source == "stored" else None
+        return {at.told: render.told(form.source, stored.situation if stored else "")}
+
+    def change(form: Form, session: Session) -> Change:
+        """All that follows from another session or scenario."""
+        recent = list(dict.fromkeys(reversed(session.history)))[:TRIGGERS]
+        choices = [(plain(catalog.title(row)), catalog.item(row)) for row in recent]
+        newest = choices[0][1] if choices else None
+        form = form.follow(session, newest)
+        return {
+            at.session: session,
+            at.history: render.history_list(session, catalog),
+            at.trigger: gr.Dropdown(choices, value=newest, visible=form.scenario == "item"),
+            at.instruction: form.text,
+            at.about: render.scenario_line(form.scenario),
+            **note(form),
+            **answer(form),
+        }
+
+    def row(event: gr.EventData) -> int:
+        """The row that a clicked button names, checked."""
+        value = event._data.get("row") if isinstance(event._data, dict) else None
+        if not isinstance(value, int) or not 0 <= value < len(catalog):
+            raise GenrecError("the catalogue has no such item; reload the page")
+        return value
+
+    def choose(form: Form, user: str | None) -> Change:
+        return change(form, begin(recommender, user, form.scenario))
+
+    def move(form: Form) -> Change:
+        return change(form, with_stored(recommender, form.session, form.scenario))
+
+    def empty(form: Form) -> Change:
+        return change(form, Session()) | {at.user: None}
+
+    def add(form: Form, event: gr.EventData) -> Change:
+        return change(form, form.session.add(row(event))) | {at.search: "", at.found: ""}
+
+    def add_first(form: Form, typed: str) -> Change:
+        rows = index.search(typed, limit=1)
+        return change(form, form.session.add(rows[0])) | {at.search: "", at.found: ""} if rows else {}
+
+    def remove(form: Form, event: gr.EventData) -> Change:
+        return change(form, form.session.remove(int(event._data["position"]), row(event)))
+
+    def back(form: Form) -> Change:
+        return {at.weights[name]: w for name, w in start.items()} | answer(replace(form, weights=start))
+
+    controls: list[Any] = [at.session, at.instruction, at.query, at.scenario, at.trigger, at.count]
+    controls += at.weights.values()
+    results: list[Any] = [at.notice, at.listed, at.traced]
+    session: list[Any] = [at.session, at.history, at.trigger, at.instruction, at.about, at.told]
+    session += [at.user, at.search, at.found]
+
+    def on(
+        event: Callable[..., Any],
+        handler: Callable[..., Change],
+        outputs: list[Any],
+        extra: Any = None,
+        clicked: bool = False,
+        **more: Any,
+    ) -> None:
+        """Runs handler(form[, value of extra][, event]) at this event; GenrecError becomes a line on the page."""
+
+        def run(data: gr.EventData, *values: Any) -> Change:
+            form = read(values[: len(controls)])
+            try:
+                return handler(form, *values[len(controls) :], *([data] if clicked else []))
+            except GenrecError as wrong:
+                return refuse(wrong)
+
+        inputs = controls + ([] if extra is None else [extra])
+        event(run, inputs, outputs, api_visibility="private", **{"show_progress": "hidden", **more})
+
+    on(page.load, choose, session + results, at.user)
+    on(at.user.input, choose, session + results, at.user)
+    on(at.scenario.input, move, session + results)
+    on(at.clear.click, empty, session + results)
+    on(at.found.click, add, session + results, clicked=True)
+    on(at.search.submit, add_first, session + results, at.search)
+    on(at.history.click, remove, session + results, clicked=True)
+    for event in (at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release):
+        on(event, answer, results, trigger_mode="always_last", show_progress="minimal")
+    for slider in at.weights.values():
+        on(slider.release, answer, results, trigger_mode="always_last")
+    for box in (at.instruction, at.query):
+        on(box.input, note, [at.told, *results], trigger_mode="always_last")
+    on(at.reset.click, back, [*at.weights.values(), *results])
+    at.search.input(
+        lambda typed: render.matches(index.search(typed), typed, catalog),
+        at.search,
+        at.found,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )

@@ -1,0 +1,118 @@
+"""The components of the page and where they stand: controls on the left, results on the right, one column on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import gradio as gr
+
+from genrec.data.dataset import Dataset
+from genrec.recommender import MAX_INSTRUCTION
+from ui import render
+from ui.session import MAX_ITEMS, Session
+from ui.text import plain
+
+USERS = 1000  # offered in the list; any other user of the data set may be typed
+TYPED = 200  # characters of a title search
+# A click on a button inside the HTML becomes an event with the row, and the position, that the button names.
+PICK = """element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-row]');
+  if (button) trigger('click', {row: Number(button.dataset.row), position: Number(button.dataset.position ?? -1)});
+});"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every component that an event reads or writes."""
+
+    session: gr.State
+    user: gr.Dropdown
+    search: gr.Textbox
+    found: gr.HTML
+    history: gr.HTML
+    clear: gr.Button
+    scenario: gr.Radio
+    about: gr.HTML
+    trigger: gr.Dropdown
+    query: gr.Textbox
+    instruction: gr.Textbox
+    told: gr.HTML
+    count: gr.Slider
+    weights: dict[str, gr.Slider]
+    reset: gr.Button
+    go: gr.Button
+    notice: gr.HTML
+    listed: gr.HTML
+    traced: gr.HTML
+
+
+def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
+    """The components, inside an open gr.Blocks. weights: what the sliders start from. It starts at the first user."""
+    gr.HTML(render.header(dataset), elem_classes="genrec")
+    with gr.Row(elem_id="columns"):
+        with gr.Column(scale=5, min_width=320, elem_id="controls"):
+            who = _who(dataset)
+            where = _where(dataset)
+            with gr.Group():
+                instruction = gr.Textbox(
+                    label="Instruction",
+                    placeholder="What to look for, in your own words",
+                    max_lines=5,
+                    max_length=MAX_INSTRUCTION,
+                    elem_id="instruction",
+                )
+                told = gr.HTML(elem_classes="genrec line", elem_id="told")
+            go = gr.Button("Recommend", variant="primary", elem_id="go")
+            with gr.Accordion("Number of items and fusion weights", open=False, elem_id="weights"):
+                count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", elem_id="count")
+                sliders = {
+                    name: gr.Slider(0, max(3.0, 2 * w), w, step=0.01, label=plain(name), elem_id=f"weight-{i}")
+                    for i, (name, w) in enumerate(weights.items())
+                }
+                reset = gr.Button("Back to the weights chosen on validation", size="sm", elem_id="reset")
+        with gr.Column(scale=9, min_width=320, elem_id="results"):
+            notice = gr.HTML(elem_classes="genrec", elem_id="notice")
+            listed = gr.HTML(elem_classes="genrec", elem_id="listed")
+            traced = gr.HTML(elem_classes="genrec", elem_id="traced")
+    return Layout(
+        gr.State(Session()), *who, *where, instruction, told, count, sliders, reset, go, notice, listed, traced
+    )
+
+
+def _who(dataset: Dataset) -> tuple[gr.Dropdown, gr.Textbox, gr.HTML, gr.HTML, gr.Button]:
+    people = zip(dataset.sequences.users, dataset.sequences.lengths.tolist(), strict=True)
+    offered = [(f"{plain(u)} ({n} {'item' if n == 1 else 'items'})", u) for u, n in people if n][:USERS]
+    with gr.Group():
+        user = gr.Dropdown(
+            offered,
+            value=offered[0][1] if offered else None,
+            label="User of the data set",
+            allow_custom_value=True,
+            elem_id="user",
+        )
+        history = gr.HTML(js_on_load=PICK, elem_classes="genrec line", elem_id="history")
+        search = gr.Textbox(
+            label="Add to the history",
+            placeholder="Type a few letters of a title",
+            max_length=TYPED,
+            elem_id="search",
+        )
+        found = gr.HTML(js_on_load=PICK, elem_classes="genrec", elem_id="found")
+        clear = gr.Button("Start with an empty history", size="sm", elem_id="clear")
+    return user, search, found, history, clear
+
+
+def _where(dataset: Dataset) -> tuple[gr.Radio, gr.HTML, gr.Dropdown, gr.Textbox]:
+    names = list(dataset.scenarios)
+    with gr.Group():
+        scenario = gr.Radio(names, value=names[0], label="Scenario", elem_id="scenario")
+        about = gr.HTML(elem_classes="genrec line", elem_id="about")
+        trigger = gr.Dropdown([], label="Trigger: the item whose page it is", visible=False, elem_id="trigger")
+        query = gr.Textbox(
+            label="Search text",
+            placeholder="What the user searches for, if anything",
+            max_length=MAX_INSTRUCTION,
+            elem_id="query",
+        )
+    return scenario, about, trigger, query
