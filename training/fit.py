@@ -14,9 +14,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,9 +36,10 @@ from genrec.data import (
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
 from genrec.io import atomic, read_json, write_json, write_text
-from genrec.tokenizer.embeddings import PACKAGED, TextEmbedder
+from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
+from training.config import FitConfig
 
 if TYPE_CHECKING:
     from genrec.generator.batches import TrainingData
@@ -55,48 +55,6 @@ SPLITS: dict[str, Callable[[Dataset], Split]] = {
 }
 TEACHERS = ("itemknn", "markov", "content")  # cheap enough to be fitted once per fold of users
 SHARES = {"item": 0.1, "search": 0.15, "favourites": 0.1, "discovery": 0.1}  # of the qualifying positions; ours
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """One fit. Each field is a flag of `genrec fit`; its `help` is the flag's."""
-
-    data: str = field(metadata={"help": "ml-100k, a folder with interactions and items files, or hf:owner/name"})
-    out: Path = field(metadata={"help": "the bundle to make"})
-    protocol: str = field(default="leave-one-out", metadata={"help": "the split", "choices": tuple(SPLITS)})
-    epochs: int = field(default=20, metadata={"help": "passes of the generator over the training data"})
-    d_model: int = field(default=128, metadata={"help": "width of the generator"})
-    layers: int = field(default=2, metadata={"help": "encoder layers, and as many decoder layers"})
-    dropout: float = field(default=0.2, metadata={"help": "dropout of the generator"})
-    learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the generator"})
-    positions: int = field(default=1024, metadata={"help": "training positions per batch"})
-    teaching: float = field(default=0.5, metadata={"help": "share of training targets that cross-fitted tools propose"})
-    max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
-    levels: int = field(default=3, metadata={"help": "codes per semantic ID"})
-    codes: int = field(default=128, metadata={"help": "codebook size per level"})
-    embedder: str = field(default=PACKAGED, metadata={"help": "sentence-transformers folder or name; packaged = MiniLM"})
-    embeddings: str = field(default="", metadata={"help": "own item embeddings: .npy, a row per catalogue item in order"})
-    tools: tuple[str, ...] = field(default=tuple(FLOORS), metadata={"help": "tools to fit, separated by commas"})
-    seed: int = field(default=0, metadata={"help": "of everything random"})
-    bf16: bool = field(default=False, metadata={"help": "train in bfloat16 (fast where the processor has it)"})
-    checkpoint_seconds: float = field(default=60.0, metadata={"help": "seconds between checkpoints of the generator"})
-
-    def __post_init__(self) -> None:
-        if self.protocol not in SPLITS:
-            raise GenrecError(f"unknown protocol {self.protocol!r}; there are: {', '.join(SPLITS)}")
-        unknown = [name for name in self.tools if name not in FLOORS]
-        if unknown:
-            raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(FLOORS)}")
-        for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.teaching <= 1:
-            raise GenrecError(f"teaching is {self.teaching}; it must be between 0 and 1")
-        if not 0 <= self.dropout < 1:
-            raise GenrecError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
-
-    def as_dict(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
 
 class Fit:
@@ -133,6 +91,7 @@ class Fit:
         started = self.work / "config.json"
         if started.exists() and read_json(started) != identity:
             raise GenrecError(f"{self.work} holds a started fit with other settings; remove it or choose another --out")
+        quiet()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(started, identity)
         self.stage("data", self.data)
@@ -339,6 +298,13 @@ class Fit:
         from training.evaluate import evaluate_bundle
 
         return evaluate_bundle(self.parts(), self.split, self.folder / "report", self.report)
+
+
+def quiet() -> None:
+    """Turns off the progress bars of transformers for its own file handling."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def read_embeddings(path: Path, items: int) -> np.ndarray:

@@ -125,12 +125,12 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, start: dict[str
             **answer(form),
         }
 
-    def row(event: gr.EventData) -> int:
-        """The row that a clicked button names, checked."""
-        value = event._data.get("row") if isinstance(event._data, dict) else None
-        if not isinstance(value, int) or not 0 <= value < len(catalog):
+    def clicked_row(event: gr.EventData) -> int:
+        """The row that a clicked button names, checked: an event comes from outside."""
+        row = event._data.get("row") if isinstance(event._data, dict) else None
+        if not isinstance(row, int) or not 0 <= row < len(catalog):
             raise GenrecError("the catalogue has no such item; reload the page")
-        return value
+        return row
 
     def choose(form: Form, user: str | None) -> Change:
         return change(form, begin(recommender, user, form.scenario))
@@ -142,14 +142,15 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, start: dict[str
         return change(form, Session()) | {at.user: None}
 
     def add(form: Form, event: gr.EventData) -> Change:
-        return change(form, form.session.add(row(event))) | {at.search: "", at.found: ""}
+        return change(form, form.session.add(clicked_row(event))) | {at.search: "", at.found: ""}
 
     def add_first(form: Form, typed: str) -> Change:
         rows = index.search(typed, limit=1)
         return change(form, form.session.add(rows[0])) | {at.search: "", at.found: ""} if rows else {}
 
     def remove(form: Form, event: gr.EventData) -> Change:
-        return change(form, form.session.remove(int(event._data["position"]), row(event)))
+        row, position = clicked_row(event), event._data.get("position")
+        return change(form, form.session.remove(position if isinstance(position, int) else -1, row))
 
     def back(form: Form) -> Change:
         return {at.weights[name]: w for name, w in start.items()} | answer(replace(form, weights=start))

@@ -16,6 +16,7 @@ from genrec.contracts import HOME, Instruction, Trace
 from genrec.data.dataset import Dataset
 from genrec.errors import GenrecError
 from genrec.recommender import MAX_INSTRUCTION, Recommender
+from ui.text import plain
 
 MATCHES = 8
 MAX_ITEMS = 50  # that one request may ask for
@@ -63,7 +64,7 @@ def stored_instruction(recommender: Recommender, session: Session, scenario: str
 def with_stored(recommender: Recommender, session: Session, scenario: str) -> Session:
     """The session with the text that is stored for it in this scenario."""
     found = stored_instruction(recommender, session, scenario)
-    return replace(session, stored=found.look_for if found else "")
+    return replace(session, stored=plain(found.look_for, MAX_INSTRUCTION) if found else "")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def ask(recommender: Recommender, form: Form, start: Mapping[str, float]) -> Tra
     An emptied instruction box means that the stored instruction is not wanted; the request says so by leaving the
     user out. Raises GenrecError.
     """
-    for name, text in (("instruction", form.text), ("search text", form.query)):
+    given = form.text if form.source == "given" else None
+    for name, text in (("instruction", given or ""), ("search text", form.query)):
         if len(text) > MAX_INSTRUCTION:
             raise GenrecError(f"the {name} has {len(text)} characters; at most {MAX_INSTRUCTION} are read")
     now, item = form.session, recommender.bundle.dataset.catalog.item
@@ -115,7 +117,6 @@ def ask(recommender: Recommender, form: Form, start: Mapping[str, float]) -> Tra
     )
     if not form.text.strip():
         context = replace(context, user=None)
-    given = form.text if form.source == "given" else None
     return recommender.recommend(
         context, k=form.count, instruction=given, weights=weights_given(form.weights, start)
     )

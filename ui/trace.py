@@ -33,7 +33,7 @@ def _section(name: str, inner: str, css: str = "") -> str:
 
 def instruction(trace: Trace) -> str:
     """What the generator was told, who wrote it and when."""
-    source = f'<span class="badge">{safe(trace.instruction_source, WORD)}</span> {SOURCES[trace.instruction_source]}'
+    source = f'<span class="badge">{safe(trace.instruction_source, WORD)}</span> {SOURCES.get(trace.instruction_source, '')}'
     told = trace.instruction
     if told is None:
         return f'<p class="source">{source}</p>'

@@ -93,7 +93,7 @@ class PromptWriter:
                 score[label] += max(weight, 0.0) * RECENCY**age * self._rarity[label]
         best = [label for label, s in sorted(score.items(), key=lambda x: (-x[1], x[0])) if s > 0]
         cleaned = dict.fromkeys(clean(label, KIND_BYTES).replace(",", " ") for label in best)
-        return [label for label in cleaned if label][:n]
+        return [label for label in cleaned if any(c.isalnum() for c in label)][:n]
 
     def chat(self, context: UserContext, evidence: Sequence[str] = ()) -> Chat:
         """The chat for one context. evidence: the tools' sentences, most important first.

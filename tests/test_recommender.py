@@ -1,0 +1,150 @@
+"""The composition root over a tiny real bundle: known users, unknown ones, filters, steering, traces, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrec import Recommender
+from genrec.candidates import allowed_items, shortlist
+from genrec.contracts import Instruction, Trace
+from genrec.errors import GenrecError
+from tests_support import HOSTILE_TITLE
+
+
+@pytest.fixture(scope="module")
+def recommender(tiny_bundle: Path) -> Recommender:
+    return Recommender.load(tiny_bundle)
+
+
+def items(trace: Trace) -> list[str]:
+    return [r.item for r in trace.recommended]
+
+
+def test_a_known_user_gets_new_items_best_first(recommender: Recommender) -> None:
+    context = recommender.context(user="u1")
+    trace = recommender.recommend(context, k=7)
+    assert len(trace.recommended) == 7 == len(set(items(trace)))
+    assert not {r.row for r in trace.recommended} & set(context.history)
+    scores = [r.score for r in trace.recommended]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_score_is_the_weighted_sum_of_its_parts(recommender: Recommender) -> None:
+    weights = {"markov": 0.5, "content": 2.0, "generator": 0.3}
+    trace = recommender.recommend(recommender.context(user="u2"), weights=weights)
+    for r in trace.recommended:
+        assert r.score == pytest.approx(sum(weights[n] * r.parts[n] for n in weights), abs=1e-4)
+    assert trace.weights == weights
+
+
+def test_a_batch_equals_single_requests(recommender: Recommender) -> None:
+    contexts = [recommender.context(user=f"u{i}") for i in range(5)] + [recommender.context(history=[])]
+    together = recommender.recommend_batch(contexts, k=5)
+    assert [items(t) for t in together] == [items(recommender.recommend(c, k=5)) for c in contexts]
+    assert recommender.recommend_batch([]) == []
+
+
+def test_an_unknown_user_with_a_history_is_served_like_a_known_one(recommender: Recommender) -> None:
+    known = recommender.context(user="u3")
+    ids = [recommender.bundle.dataset.catalog.item(r) for r in known.history]
+    visitor = recommender.context(user="never seen", history=ids)
+    assert items(recommender.recommend(visitor)) and visitor.history == known.history
+
+
+def test_an_empty_history_gets_what_is_popular(recommender: Recommender) -> None:
+    trace = recommender.recommend(recommender.context(history=[]), k=3)
+    train = recommender.bundle.tools["popularity"].score_all([recommender.context(history=[])])[0]
+    assert [r.row for r in trace.recommended] == np.lexsort((np.arange(len(train)), -train))[:3].tolist()
+
+
+def test_filters_hold(recommender: Recommender) -> None:
+    context = recommender.context(user="u4")
+    plain = items(recommender.recommend(context, k=10))
+    assert not set(items(recommender.recommend(context, k=10, deny=plain[:3]))) & set(plain[:3])
+    only = [f"soap-{i}" for i in range(10)]
+    assert set(items(recommender.recommend(context, k=10, allow=only))) <= set(only)
+    assert items(recommender.recommend(context, allow=only[:1], deny=only[:1])) == []
+
+
+def test_more_is_returned_when_more_is_asked(recommender: Recommender) -> None:
+    context = recommender.context(history=["tea-1"])
+    assert len(recommender.recommend(context, k=59).recommended) == 59
+    assert len(recommender.recommend(context, k=500).recommended) == 59
+
+
+def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    recommender = Recommender.load(folder)
+    vectors = {"cheese": recommender.bundle.embeddings[30], "soap": recommender.bundle.embeddings[50]}
+    recommender.bundle.__dict__["embedder"] = lambda texts: np.stack([vectors[t] for t in texts])
+    user = recommender.context(user="u1")
+    assert recommender.recommend(user).instruction_source == "default"
+    recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
+    stored = recommender.recommend(user)
+    assert stored.instruction_source == "stored" and stored.instruction.look_for == "cheese"
+    asked = recommender.context(user="u1", scenario="search", query=" soap ")
+    assert recommender.recommend(asked).instruction_source == "query"
+    given = recommender.recommend(asked, instruction="cheese")
+    assert given.instruction_source == "given" and given.instruction.look_for == "cheese"
+    assert recommender.recommend(user, instruction="  ").instruction_source == "stored"
+    assert dict(given.beam) != dict(recommender.recommend(asked).beam)
+
+
+def test_the_trace_is_json_and_tells_everything(recommender: Recommender) -> None:
+    context = recommender.context(history=["tea-3", "tea-4"], scenario="item")
+    trace = recommender.recommend(context, k=4)
+    told = json.loads(json.dumps(trace.as_dict(recommender.bundle.dataset.catalog), allow_nan=False))
+    assert told["context"]["trigger"]["item"] == "tea-4"
+    assert {e["tool"] for e in told["evidence"]} == set(recommender.bundle.tools)
+    assert all(e["sentence"] for e in told["evidence"])
+    assert len(told["beam"]) == 4 and all(b["log_probability"] <= 0 for b in told["beam"])
+    assert len(told["recommended"][0]["semantic_id"]) == 3
+    assert set(told["seconds"]) == {"tools", "generator", "instruction"}
+    assert "<script>" in told["context"]["history"][0]["title"] and "\x1b" not in json.dumps(told)
+    assert HOSTILE_TITLE.startswith(told["context"]["history"][0]["title"][:25])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ({"history": ["no-such-item"]}, "unknown item 'no-such-item'"),
+        ({"user": "nobody"}, "unknown user 'nobody'"),
+        ({"history": [], "scenario": "moon"}, "unknown scenario 'moon'"),
+        ({"history": ["tea-1"], "trigger": "x"}, "unknown item 'x'"),
+    ],
+)
+def test_bad_requests_are_one_clear_line(recommender: Recommender, call: dict, says: str) -> None:
+    with pytest.raises(GenrecError, match=says) as error:
+        recommender.context(**call)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_options_are_one_clear_line(recommender: Recommender) -> None:
+    context = recommender.context(history=[])
+    with pytest.raises(GenrecError, match="k is 0"):
+        recommender.recommend(context, k=0)
+    with pytest.raises(GenrecError, match="unknown part 'magic'"):
+        recommender.recommend(context, weights={"magic": 1.0})
+    with pytest.raises(GenrecError, match="unknown item 'x'"):
+        recommender.recommend(context, deny=["x"])
+
+
+def test_a_shortlist_judges_every_item_by_every_part(recommender: Recommender) -> None:
+    bundle = recommender.bundle
+    contexts = [recommender.context(user=f"u{i}") for i in range(6)]
+    allowed = allowed_items(contexts, len(bundle.dataset.catalog))
+    found = shortlist(contexts, bundle.tools, bundle.weights["floors"], bundle.generator, allowed, width=8, most=9)
+    for rows, beam, ok in zip(found.rows, found.beam, allowed, strict=True):
+        real = rows[rows >= 0]
+        assert len(set(real)) == len(real) >= 9 and ok[real].all()
+        assert set(beam[beam >= 0]) <= set(real)
+    for b, (rows, beam) in enumerate(zip(found.rows, found.beam, strict=True)):
+        for w, row in enumerate(beam):
+            at = int(np.flatnonzero(rows == row)[0])
+            assert found.parts["generator"][b, at] == pytest.approx(found.beam_scores[b, w], abs=1e-4)

@@ -1,0 +1,161 @@
+"""The whole fit: the same bundle whether or not it was killed on the way; clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrec.bundle import Bundle
+from genrec.errors import GenrecError
+from training.fit import FitConfig, fit, read_embeddings
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = """
+import json, sys
+from pathlib import Path
+from training.fit import FitConfig, fit
+settings = json.loads(sys.argv[1])
+fit(FitConfig(**(settings | {"out": Path(settings["out"]), "tools": tuple(settings["tools"])})), lambda line: None)
+"""
+
+
+def digest(bundle: Path) -> dict[str, str]:
+    """Checksums of everything that was trained; reports carry times and are left out."""
+    files = json.loads((bundle / "bundle.json").read_text())["files"]
+    return {name: f["sha256"] for name, f in files.items() if not name.startswith("report/")}
+
+
+def start(config: FitConfig) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(config.as_dict())], cwd=ROOT, stderr=subprocess.PIPE
+    )
+
+
+def test_kill_9_at_random_moments_changes_nothing(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+    changes = {"epochs": 20, "checkpoint_seconds": 0.05}
+    whole = fit(tiny_config(tmp_path / "whole", **changes))
+    config = tiny_config(tmp_path / "killed", **changes)
+    rng = random.Random(0)
+    kills = 0
+    while not (config.out / "bundle.json").exists():
+        child = start(config)
+        try:
+            child.wait(timeout=rng.uniform(3, 9) if kills < 4 else None)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            kills += 1
+            assert not config.out.exists()  # nothing half-written
+            continue
+        assert child.returncode == 0, child.stderr.read().decode()  # type: ignore[union-attr]
+    assert kills >= 1
+    assert digest(config.out) == digest(whole)
+    assert not (tmp_path / "killed.work").exists()
+
+
+def test_a_finished_bundle_is_not_made_twice(tiny_bundle: Path, tiny_config: Callable[..., FitConfig]) -> None:
+    before = os.stat(tiny_bundle / "bundle.json").st_mtime_ns
+    clock = time.monotonic()
+    said: list[str] = []
+    assert fit(tiny_config(tiny_bundle), said.append) == tiny_bundle
+    assert os.stat(tiny_bundle / "bundle.json").st_mtime_ns == before and "already" in said[-1]
+    assert time.monotonic() - clock >= 0
+    with pytest.raises(GenrecError, match="other settings"):
+        fit(tiny_config(tiny_bundle, epochs=4))
+
+
+def test_a_foreign_folder_is_left_alone(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(GenrecError, match="no bundle"):
+        fit(tiny_config(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_started_fit_of_other_settings_is_not_mixed_in(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+    bad = tiny_config(tmp_path / "b", data=str(tmp_path / "missing"))
+    with pytest.raises(GenrecError):
+        fit(bad)
+    with pytest.raises(GenrecError, match="started fit with other settings"):
+        fit(tiny_config(tmp_path / "b"))
+
+
+def test_the_report_holds_every_system_with_intervals(tiny_bundle: Path) -> None:
+    report = json.loads((tiny_bundle / "report" / "report.json").read_text())
+    rows = {r["system"]: r for r in report["rows"] if r["slice"] == "all"}
+    assert {"popularity", "itemknn", "ease", "markov", "content", "floors fused", "generator", "genrec fused"} <= set(rows)
+    for row in rows.values():
+        ndcg = row["metrics"]["NDCG@10"]
+        assert ndcg["low"] <= ndcg["mean"] <= ndcg["high"]
+    assert {"machine", "command", "commit", "seeds", "protocol"} <= set(report["about"])
+    assert any(c["system"] == "genrec fused" and c["baseline"] == "floors fused" for c in report["comparisons"])
+    assert (tiny_bundle / "report" / "ndcg-at-10.png").stat().st_size > 1000
+
+
+def test_the_generator_and_weights_never_saw_the_test_items(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+    """Changing every user's last item changes no trained file: nothing leaks from the test set."""
+    from tests_support import shop
+
+    a, b = shop(tmp_path / "a"), shop(tmp_path / "b")
+    lines = (b / "interactions.csv").read_text().splitlines()
+    last: dict[str, int] = {line.split(",")[0]: i for i, line in enumerate(lines)}
+    for user, i in last.items():
+        if user != "user":
+            _, item, when = lines[i].split(",")
+            other = "jam-0" if item != "jam-0" else "jam-1"
+            lines[i] = f"{user},{other},{when}"
+    (b / "interactions.csv").write_text("\n".join(lines) + "\n")
+    made = [fit(tiny_config(tmp_path / f"bundle-{f.name}", data=str(f), epochs=1)) for f in (a, b)]
+    first, second = (digest(m) for m in made)
+    trained = [n for n in first if n.startswith(("tools/", "generator/", "tokenizer/", "fusion"))]
+    assert trained and all(first[n] == second[n] for n in trained)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"protocol": "guess"}, "unknown protocol"),
+        ({"tools": ("magic",)}, "unknown tool 'magic'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"teaching": 2.0}, "teaching is 2.0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(GenrecError, match=says):
+        FitConfig("ml-100k", tmp_path, **settings)
+
+
+def test_own_embeddings_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "e.npy"
+    with pytest.raises(GenrecError, match="no such embeddings"):
+        read_embeddings(file, 3)
+    file.write_bytes(b"not numpy")
+    with pytest.raises(GenrecError, match=r"not a \.npy"):
+        read_embeddings(file, 3)
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(GenrecError, match=r"not a \.npy"):
+        read_embeddings(file, 1)
+    np.save(file, np.ones((2, 4)))
+    with pytest.raises(GenrecError, match=r"expected floats of shape \(3, dimensions\)"):
+        read_embeddings(file, 3)
+    np.save(file, np.array([[1.0, 0], [0, 0], [1, 1]]))
+    with pytest.raises(GenrecError, match="row 1"):
+        read_embeddings(file, 3)
+    np.save(file, np.array([[3.0, 4.0]]))
+    assert read_embeddings(file, 1).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+
+
+def test_a_fit_without_tools_leaves_the_generator_alone(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+    bundle = Bundle.load(fit(tiny_config(tmp_path / "alone", tools=(), epochs=1)))
+    assert bundle.tools == {} and set(bundle.weights["fused"]) == {"generator"}

@@ -1,0 +1,61 @@
+"""The settings of a fit, apart from the fit itself: `genrec fit --help` reads them without loading torch or numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genrec.errors import GenrecError
+
+PACKAGED = "packaged"  # as genrec.tokenizer.embeddings has it
+PROTOCOLS = ("leave-one-out", "rolling", "chronological")  # the keys of training.fit.SPLITS
+TOOLS = ("popularity", "itemknn", "ease", "markov", "content")  # the keys of genrec.tools.FLOORS
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One fit. Each field is a flag of `genrec fit`; its `help` is the flag's."""
+
+    data: str = field(metadata={"help": "ml-100k, a folder with interactions and items files, or hf:owner/name"})
+    out: Path = field(metadata={"help": "the bundle to make"})
+    protocol: str = field(default="leave-one-out", metadata={"help": "the split", "choices": PROTOCOLS})
+    epochs: int = field(default=20, metadata={"help": "passes of the generator over the training data"})
+    d_model: int = field(default=128, metadata={"help": "width of the generator"})
+    layers: int = field(default=2, metadata={"help": "encoder layers, and as many decoder layers"})
+    dropout: float = field(default=0.2, metadata={"help": "dropout of the generator"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the generator"})
+    positions: int = field(default=1024, metadata={"help": "training positions per batch"})
+    teaching: float = field(default=0.5, metadata={"help": "share of training targets that cross-fitted tools propose"})
+    max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
+    levels: int = field(default=3, metadata={"help": "codes per semantic ID"})
+    codes: int = field(default=128, metadata={"help": "codebook size per level"})
+    embedder: str = field(
+        default=PACKAGED, metadata={"help": "sentence-transformers folder or name (packaged: MiniLM)"}
+    )
+    embeddings: str = field(
+        default="", metadata={"help": "own item embeddings: .npy, a row per catalogue item in order"}
+    )
+    tools: tuple[str, ...] = field(default=TOOLS, metadata={"help": "tools to fit, separated by commas"})
+    seed: int = field(default=0, metadata={"help": "of everything random"})
+    bf16: bool = field(default=False, metadata={"help": "train in bfloat16 (fast where the processor has it)"})
+    checkpoint_seconds: float = field(default=60.0, metadata={"help": "seconds between checkpoints of the generator"})
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise GenrecError(f"unknown protocol {self.protocol!r}; there are: {', '.join(PROTOCOLS)}")
+        unknown = [name for name in self.tools if name not in TOOLS]
+        if unknown:
+            raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(TOOLS)}")
+        for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
+            if getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.teaching <= 1:
+            raise GenrecError(f"teaching is {self.teaching}; it must be between 0 and 1")
+        if not 0 <= self.dropout < 1:
+            raise GenrecError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()
+        }
