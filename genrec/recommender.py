@@ -126,6 +126,7 @@ class Recommender:
             self.bundle.generator,
             allowed,
             vectors,
+            self.bundle.weights["prior"]["temperature"],
             width=max(self.width, k),
             most=max(100, k),
         )

@@ -23,10 +23,13 @@ class FitConfig:
     epochs: int = field(default=20, metadata={"help": "passes of the generator over the training data"})
     d_model: int = field(default=128, metadata={"help": "width of the generator"})
     layers: int = field(default=2, metadata={"help": "encoder layers, and as many decoder layers"})
-    dropout: float = field(default=0.2, metadata={"help": "dropout of the generator"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout of the generator"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the generator"})
     positions: int = field(default=1024, metadata={"help": "training positions per batch"})
-    teaching: float = field(default=0.5, metadata={"help": "share of training targets that cross-fitted tools propose"})
+    consulting: float = field(default=0.5, metadata={"help": "share of training positions steered by the tools' prior"})
+    teaching: float = field(
+        default=0.7, metadata={"help": "of the other positions, the share whose target the tools propose"}
+    )
     max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
     levels: int = field(default=3, metadata={"help": "codes per semantic ID"})
     codes: int = field(default=128, metadata={"help": "codebook size per level"})
@@ -50,8 +53,9 @@ class FitConfig:
         for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
             if getattr(self, name) < 1:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.teaching <= 1:
-            raise GenrecError(f"teaching is {self.teaching}; it must be between 0 and 1")
+        for name in ("teaching", "consulting"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         if not 0 <= self.dropout < 1:
             raise GenrecError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
 

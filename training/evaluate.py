@@ -3,8 +3,9 @@
     python -m training.evaluate --help        (the same job as `genrec eval --again`)
 
 Weights are chosen on validation requests; the test requests are ranked once. One pass over the requests serves
-all systems, so that each row of the table stands on the same inputs. "floors" is the tools' fusion without the
-generator; "generator" is its beam alone, no tool; "fused" is what the recommender serves.
+all systems, so that each row of the table stands on the same inputs. "floors fused" is the tools' fusion without
+the generator; "generator alone" is its beam without any tool; "generator steered" is its beam under the tools'
+prior; "genrec fused" is what the recommender serves.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
+from genrec.contracts import UserContext
 from genrec.data import EvalSet, Sequences, Split
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
+from genrec.generator.prior import best_items, best_temperature
 from genrec.tools import Tool
 from genrec.tools.fusion import fit_weights, search_weights, standardise
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 CHUNK = 256
 WIDTH = 50
 FLOORS_ROW, FUSED_ROW = "floors fused", "genrec fused"
+ALONE_ROW, STEERED_ROW = "generator alone", "generator steered"
 
 
 def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
@@ -39,27 +43,39 @@ def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
         yield requests.take(np.arange(start, min(start + size, len(requests))))
 
 
+def alone(model: GeneratorModel, contexts: list[UserContext], width: int) -> np.ndarray:
+    """The generator's own beam without any tool, int64 [B, width]."""
+    items = model.trie.items  # type: ignore[union-attr]
+    return shortlist(contexts, {}, {}, model, allowed_items(contexts, items), width=width).beam
+
+
 def generator_ndcg(model: GeneratorModel, requests: EvalSet, width: int = 20) -> float:
-    """NDCG@10 of the generator's beam alone."""
-    import torch
-
-    from genrec.generator.search import beam_search, make_history, make_request
-
-    lists = []
-    for piece in chunks(requests):
-        allowed = torch.from_numpy(allowed_items(piece.contexts, model.trie.items)).to(model.device)  # type: ignore[union-attr]
-        history = make_history(piece.contexts, model.config.max_history).to(model.device)
-        request = make_request(model, piece.contexts).to(model.device)
-        lists.append(beam_search(model, history, request, width, allowed).items.cpu().numpy())
-    return float(ndcg(rank_lists(GENERATOR, np.concatenate(lists), requests).ranks, 10).mean())
+    """NDCG@10 of the generator alone."""
+    lists = np.concatenate([alone(model, piece.contexts, width) for piece in chunks(requests)])
+    return float(ndcg(rank_lists(ALONE_ROW, lists, requests).ranks, 10).mean())
 
 
-def shortlists(parts: Bundle, requests: EvalSet, floors: dict[str, float]) -> Iterator[tuple[EvalSet, Shortlist]]:
+def prior_temperature(tools: Mapping[str, Tool], weights: Mapping[str, float], validation: EvalSet) -> float | None:
+    """The temperature of the tools' prior that makes the validation targets likeliest; None without tools."""
+    if not any(weights.values()):
+        return None
+    found = []
+    for piece in chunks(validation):
+        scores = np.sum([np.float32(w) * standardise(tools[n].score_all(piece.contexts)) for n, w in weights.items() if w], 0)
+        items = scores.shape[1]
+        found.append(best_items(np.where(allowed_items(piece.contexts, items), scores, -np.inf)))
+    rows, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return best_temperature(rows, values, validation.targets, items)
+
+
+def shortlists(
+    parts: Bundle, requests: EvalSet, floors: Mapping[str, float], temperature: float | None
+) -> Iterator[tuple[EvalSet, Shortlist]]:
     """Each chunk of requests with its shortlist, seen items left out."""
     items = len(parts.dataset.catalog)
     for piece in chunks(requests):
         allowed = allowed_items(piece.contexts, items)
-        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, width=WIDTH)
+        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, None, temperature, WIDTH)
 
 
 def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, float]:
@@ -74,9 +90,11 @@ def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, f
     return fit_weights(whole, validation.targets, seen_index(validation.contexts))
 
 
-def fused_weights(parts: Bundle, validation: EvalSet, floors: dict[str, float]) -> dict[str, float]:
-    """Weights of tools and generator together, by NDCG@10 on validation requests."""
-    found = list(shortlists(parts, validation, floors))
+def fused_weights(
+    parts: Bundle, validation: EvalSet, floors: Mapping[str, float], temperature: float | None
+) -> dict[str, float]:
+    """Weights of tools and steered generator together, by NDCG@10 on validation requests."""
+    found = list(shortlists(parts, validation, floors, temperature))
     most = max(s.rows.shape[1] for _, s in found)
     rows = np.concatenate([np.pad(s.rows, ((0, 0), (0, most - s.rows.shape[1])), constant_values=-1) for _, s in found])
     blocks = {
@@ -91,8 +109,10 @@ def fused_weights(parts: Bundle, validation: EvalSet, floors: dict[str, float]) 
         ranks = np.where(present, ((scores > own) & (rows >= 0)).sum(1).astype(np.float64), np.inf)
         return float(ndcg(ranks, 10).mean())
 
-    start = {name: floors.get(name, 0.0) for name in blocks} | {GENERATOR: 0.1}
-    return search_weights(blocks, quality, start)
+    tools = {name: floors.get(name, 0.0) for name in blocks if name != GENERATOR}
+    starts = [{**dict.fromkeys(tools, 0.0), GENERATOR: 1.0}, {**tools, GENERATOR: 0.1}]
+    tried = [search_weights(blocks, quality, start) for start in starts]
+    return max(tried, key=lambda w: quality(np.sum([np.float32(w[n]) * b for n, b in blocks.items()], axis=0)))
 
 
 def rank_systems(
@@ -100,12 +120,12 @@ def rank_systems(
 ) -> list[Ranked]:
     """Every system on the same requests, in the order of the table's rows."""
     weights = parts.weights
-    names = [*parts.tools, FLOORS_ROW, GENERATOR, FUSED_ROW]
+    names = [*parts.tools, FLOORS_ROW, ALONE_ROW, STEERED_ROW, FUSED_ROW]
     ranks: dict[str, list[np.ndarray]] = {name: [] for name in names}
     lists: dict[str, list[np.ndarray]] = {name: [] for name in names}
     ties = tie_numbers(len(requests))
     done = 0
-    for piece, found in shortlists(parts, requests, weights["floors"]):
+    for piece, found in shortlists(parts, requests, weights["floors"], weights["prior"]["temperature"]):
         seen, tie = seen_index(piece.contexts), ties[done : done + len(piece)]
         scores = dict(found.raw)
         if found.raw:
@@ -117,7 +137,9 @@ def rank_systems(
             lists[name].append(top_lists(block, seen, 10))
         fused = found.fuse(weights["fused"])
         order = np.argsort(-fused, axis=1, kind="stable")
-        for name, ranked in ((GENERATOR, found.beam), (FUSED_ROW, np.take_along_axis(found.rows, order, 1))):
+        lonely = alone(parts.generator, piece.contexts, WIDTH)
+        served = np.take_along_axis(found.rows, order, 1)
+        for name, ranked in ((ALONE_ROW, lonely), (STEERED_ROW, found.beam), (FUSED_ROW, served)):
             result = rank_lists(name, ranked, piece)
             ranks[name].append(result.ranks)
             lists[name].append(result.lists)
@@ -133,7 +155,7 @@ def make_report(systems: list[Ranked], requests: EvalSet, parts: Bundle, train: 
     rows = [row for ranked in systems for row in rows_of(ranked, requests, counts=counts, vectors=vectors)]
     by_name = {r.system: r for r in systems}
     pairs = []
-    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (GENERATOR, FLOORS_ROW)):
+    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (STEERED_ROW, FLOORS_ROW), (ALONE_ROW, FLOORS_ROW)):
         if system in by_name and baseline in by_name:
             pairs += compare(by_name[system], by_name[baseline], requests)
     return Report(f"{parts.dataset.name}, {requests.name}", tuple(rows), tuple(pairs), about)
@@ -152,4 +174,4 @@ def evaluate_bundle(parts: Bundle, split: Split, folder: Path, report: Callable[
     about |= {"settings": parts.config, "fusion": parts.weights}
     save(make_report(systems, split.test, parts, split.train, about), folder)
     best = {s.system: float(ndcg(s.ranks, 10).mean()) for s in systems}
-    return "test NDCG@10 " + ", ".join(f"{name} {best[name]:.4f}" for name in (FLOORS_ROW, GENERATOR, FUSED_ROW) if name in best)
+    return "test NDCG@10 " + ", ".join(f"{name} {best[name]:.4f}" for name in (FLOORS_ROW, ALONE_ROW, FUSED_ROW) if name in best)

@@ -53,7 +53,6 @@ SPLITS: dict[str, Callable[[Dataset], Split]] = {
     "rolling": rolling,
     "chronological": chronological,
 }
-TEACHERS = ("itemknn", "markov", "content")  # cheap enough to be fitted once per fold of users
 SHARES = {"item": 0.1, "search": 0.15, "favourites": 0.1, "discovery": 0.1}  # of the qualifying positions; ours
 
 
@@ -149,14 +148,14 @@ class Fit:
         return "fitted on the training events"
 
     def choose_floor_weights(self) -> str:
-        from training.evaluate import floor_weights
+        from training.evaluate import floor_weights, prior_temperature
 
         tools = self.parts().tools
         sample = self.split.validation.sample(4000, seed=2)
-        teachers = {name: tool for name, tool in tools.items() if name in TEACHERS}
-        weights = {"floors": floor_weights(tools, sample), "teachers": floor_weights(teachers, sample)}
-        write_json(self.work / "floors.json", weights)
-        return ", ".join(f"{name} {w:g}" for name, w in weights["floors"].items() if w)
+        weights = floor_weights(tools, sample)
+        temperature = prior_temperature(tools, weights, sample)
+        write_json(self.work / "floors.json", {"floors": weights, "prior": {"temperature": temperature}})
+        return ", ".join(f"{name} {w:g}" for name, w in weights.items() if w) or "none"
 
     def teach(self) -> str:
         """The tools' proposals at the training positions, each from tools not fitted on its user."""
@@ -164,18 +163,19 @@ class Fit:
 
         from genrec.generator.teacher import teach
 
-        weights = {n: w for n, w in read_json(self.work / "floors.json")["teachers"].items() if w}
-        if not self.config.teaching or not weights:
+        weights = {n: w for n, w in read_json(self.work / "floors.json")["floors"].items() if w}
+        if not (self.config.teaching or self.config.consulting) or not weights:
             return "none"
         catalog, train = self.dataset.catalog, self.split.train
 
         def say(done: int, total: int) -> None:
             self.report(f"teaching: {done:,} of {total:,} positions")
 
-        taught = teach(train, catalog, {n: FLOORS[n] for n in weights}, weights, seed=self.config.seed, report=say)
+        tools = {n: FLOORS[n] for n in weights}
+        items, scores = teach(train, catalog, tools, weights, seed=self.config.seed, report=say)
         with atomic(self.work / "taught.safetensors") as path:
-            save_file({"taught": taught}, path)
-        return f"{', '.join(weights)} propose {taught.shape[1]} items at each position"
+            save_file({"items": items, "scores": scores}, path)
+        return f"{', '.join(weights)} propose {items.shape[1]} items at each position"
 
     def embed_queries(self) -> str:
         """Query embeddings for the search scenario: words of each title, and the narrowest category."""
@@ -208,14 +208,17 @@ class Fit:
                 tasks.append(ScenarioTask(name, mask, SHARES[name], about.trigger, about.query))
         ids = {name: i for i, name in enumerate(model.config.scenarios)}
         path = self.work / "taught.safetensors"
+        taught = load_file(path) if path.exists() else None
         return TrainingData(
             self.split.train,
             tuple(tasks),
             ids,
             table,
             model.config.text_dim,
-            taught=load_file(path)["taught"] if path.exists() else None,
+            taught=None if taught is None else (taught["items"], taught["scores"]),
+            consulting=self.config.consulting,
             teaching=self.config.teaching,
+            temperature=read_json(self.work / "floors.json")["prior"]["temperature"] or 1.0,
         )
 
     def new_generator(self) -> GeneratorModel:
@@ -289,9 +292,10 @@ class Fit:
     def choose_weights(self) -> str:
         from training.evaluate import fused_weights
 
-        floors = read_json(self.work / "floors.json")["floors"]
-        fused = fused_weights(self.parts(), self.split.validation.sample(4000, seed=2), floors)
-        write_json(self.folder / "fusion.json", {"floors": floors, "fused": fused})
+        chosen = read_json(self.work / "floors.json")
+        sample = self.split.validation.sample(4000, seed=2)
+        fused = fused_weights(self.parts(), sample, chosen["floors"], chosen["prior"]["temperature"])
+        write_json(self.folder / "fusion.json", chosen | {"fused": fused})
         return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
 
     def make_report(self) -> str:

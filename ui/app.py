@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genrec.candidates import GENERATOR
 from genrec.errors import GenrecError, missing_package
 from genrec.recommender import Recommender
 from ui import render
-from ui.session import Form, Session, TitleIndex, ask, begin, stored_instruction, with_stored
+from ui.session import Form, Session, TitleIndex, ask, begin, chosen_weights, slider, stored_instruction, with_stored
 from ui.text import plain
 from ui.trace import trace_view
 
@@ -37,7 +36,7 @@ STYLE = Path(__file__).with_name("style.css")
 
 def build(recommender: Recommender) -> gr.Blocks:
     """The page over one recommender. It opens on the first user of the data set; `serve` shows it."""
-    weights = start_weights(recommender)
+    weights = chosen_weights(recommender)
     with gr.Blocks(title="genrec", analytics_enabled=False) as page:
         parts = place(recommender.bundle.dataset, weights)
         _wire(page, parts, recommender, weights)
@@ -75,24 +74,18 @@ def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> 
     return page
 
 
-def start_weights(recommender: Recommender) -> dict[str, float]:
-    """The fusion weights chosen on validation, for every part: the generator first, then the tools."""
-    fused = recommender.bundle.weights["fused"]
-    return {name: round(float(fused.get(name, 0.0)), 2) for name in (GENERATOR, *recommender.bundle.tools)}
-
-
-def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, start: dict[str, float]) -> None:
+def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[str, float]) -> None:
     """Every event of the page. Handlers return {component: new value}."""
     catalog, index = recommender.bundle.dataset.catalog, TitleIndex(recommender.bundle.dataset)
 
     def read(values: tuple[Any, ...]) -> Form:
         now, text, query, scenario, trigger, count, *weights = values
-        return Form(now, text, query, scenario, trigger, int(count), dict(zip(start, weights, strict=True)))
+        return Form(now, text, query, scenario, trigger, int(count), dict(zip(chosen, weights, strict=True)))
 
     def answer(form: Form) -> Change:
         """The list and its trace, or what is wrong for the visitor as one line in their place."""
         try:
-            trace = ask(recommender, form, start)
+            trace = ask(recommender, form, chosen)
         except GenrecError as wrong:
             return refuse(wrong)
         return {
@@ -153,6 +146,7 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, start: dict[str
         return change(form, form.session.remove(position if isinstance(position, int) else -1, row))
 
     def back(form: Form) -> Change:
+        start = {name: slider(exact) for name, exact in chosen.items()}
         return {at.weights[name]: w for name, w in start.items()} | answer(replace(form, weights=start))
 
     controls: list[Any] = [at.session, at.instruction, at.query, at.scenario, at.trigger, at.count]
@@ -190,8 +184,8 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, start: dict[str
     on(at.history.click, remove, session + results, clicked=True)
     for event in (at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release):
         on(event, answer, results, trigger_mode="always_last", show_progress="minimal")
-    for slider in at.weights.values():
-        on(slider.release, answer, results, trigger_mode="always_last")
+    for weight in at.weights.values():
+        on(weight.release, answer, results, trigger_mode="always_last")
     for box in (at.instruction, at.query):
         on(box.input, note, [at.told, *results], trigger_mode="always_last")
     on(at.reset.click, back, [*at.weights.values(), *results])

@@ -1,4 +1,4 @@
-"""The components of the page and where they stand: controls on the left, results on the right, one column on a phone."""
+"""The components of the page and where they stand: controls left, results right; one column on a phone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 from genrec.data.dataset import Dataset
 from genrec.recommender import MAX_INSTRUCTION
 from ui import render
-from ui.session import MAX_ITEMS, Session
+from ui.session import MAX_ITEMS, Session, slider
 from ui.text import plain
 
 USERS = 1000  # offered in the list; any other user of the data set may be typed
@@ -67,7 +67,9 @@ def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
             with gr.Accordion("Number of items and fusion weights", open=False, elem_id="weights"):
                 count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", elem_id="count")
                 sliders = {
-                    name: gr.Slider(0, max(3.0, 2 * w), w, step=0.01, label=plain(name), elem_id=f"weight-{i}")
+                    name: gr.Slider(
+                        0, max(3.0, 2 * slider(w)), slider(w), step=0.01, label=plain(name), elem_id=f"weight-{i}"
+                    )
                     for i, (name, w) in enumerate(weights.items())
                 }
                 reset = gr.Button("Back to the weights chosen on validation", size="sm", elem_id="reset")

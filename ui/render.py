@@ -38,7 +38,7 @@ def colour(parts: Sequence[str], name: str) -> str:
 
 
 def contributions(trace: Trace) -> list[dict[str, float]]:
-    """Per recommended item what each fused part adds, from the lowest of this list: all >= 0, in order of part_names."""
+    """Per recommended item what each fused part adds, from the lowest of this list: all >= 0, as part_names orders."""
     order = [name for name in part_names(trace) if any(name in r.parts for r in trace.recommended)]
     weighted = [{n: trace.weights.get(n, 0.0) * r.parts.get(n, 0.0) for n in order} for r in trace.recommended]
     lowest = {n: min(w[n] for w in weighted) for n in order} if weighted else {}

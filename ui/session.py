@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from genrec.candidates import GENERATOR
 from genrec.contracts import HOME, Instruction, Trace
 from genrec.data.dataset import Dataset
 from genrec.errors import GenrecError
@@ -96,8 +97,14 @@ class Form:
         return replace(self, session=session, text=self.text if kept else session.stored, trigger=newest)
 
 
-def ask(recommender: Recommender, form: Form, start: Mapping[str, float]) -> Trace:
-    """The request that the form makes. start: the weights that the sliders started from.
+def chosen_weights(recommender: Recommender) -> dict[str, float]:
+    """The fusion weights chosen on validation, of every part: the generator first, then the tools."""
+    fused = recommender.bundle.weights["fused"]
+    return {name: float(fused.get(name, 0.0)) for name in (GENERATOR, *recommender.bundle.tools)}
+
+
+def ask(recommender: Recommender, form: Form, chosen: Mapping[str, float]) -> Trace:
+    """The list that the form asks for, with its trace. chosen: the weights that the sliders started from.
 
     An emptied instruction box means that the stored instruction is not wanted; the request says so by leaving the
     user out. Raises GenrecError.
@@ -117,21 +124,27 @@ def ask(recommender: Recommender, form: Form, start: Mapping[str, float]) -> Tra
     )
     if not form.text.strip():
         context = replace(context, user=None)
-    return recommender.recommend(
-        context, k=form.count, instruction=given, weights=weights_given(form.weights, start)
-    )
+    weights = weights_given(form.weights, chosen)
+    return recommender.recommend(context, k=form.count, instruction=given, weights=weights)
 
 
-def weights_given(chosen: Mapping[str, float], start: Mapping[str, float]) -> dict[str, float] | None:
-    """The weights to pass on: None while the sliders stand where they started, so that the recommender decides.
+def slider(weight: float) -> float:
+    """A weight as a slider can show it."""
+    return round(weight, 2)
 
+
+def weights_given(shown: Mapping[str, float], chosen: Mapping[str, float]) -> dict[str, float] | None:
+    """The weights to pass on; None while every slider stands where it started, so that the recommender decides.
+
+    shown: the sliders. chosen: the weights they started from, which a slider that was not moved still means.
     Raises GenrecError where all are zero.
     """
-    if dict(chosen) == dict(start):
+    meant = {name: chosen[name] if value == slider(chosen[name]) else value for name, value in shown.items()}
+    if meant == dict(chosen):
         return None
-    if not any(chosen.values()):
+    if not any(meant.values()):
         raise GenrecError("every part has weight 0: raise at least one fusion weight")
-    return dict(chosen)
+    return meant
 
 
 def fold(text: str) -> str:

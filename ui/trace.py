@@ -33,7 +33,8 @@ def _section(name: str, inner: str, css: str = "") -> str:
 
 def instruction(trace: Trace) -> str:
     """What the generator was told, who wrote it and when."""
-    source = f'<span class="badge">{safe(trace.instruction_source, WORD)}</span> {SOURCES.get(trace.instruction_source, '')}'
+    meaning = SOURCES.get(trace.instruction_source, "")
+    source = f'<span class="badge">{safe(trace.instruction_source, WORD)}</span> {meaning}'
     told = trace.instruction
     if told is None:
         return f'<p class="source">{source}</p>'
@@ -45,7 +46,7 @@ def instruction(trace: Trace) -> str:
     written = provenance(told)
     if written:
         facts.append(("written", written))
-    quote = f'<blockquote>{safe(told.look_for, SENTENCE)}</blockquote>'
+    quote = f"<blockquote>{safe(told.look_for, SENTENCE)}</blockquote>"
     return f'<p class="source">{source}</p>{quote}{_facts(facts)}'
 
 
@@ -76,7 +77,10 @@ def request(trace: Trace, catalog: Catalog) -> str:
     rest = len(rows) - len(newest)
     more = f'<li class="more">and {rest:,} earlier</li>' if rest else ""
     kept = f'<ol class="kept">{lines}{more}</ol>' if rows else '<p class="label">An empty history.</p>'
-    facts = [*context_line(trace.context, catalog), ("history", f"{len(rows):,} kept{', newest first' if rows else ''}")]
+    facts = [
+        *context_line(trace.context, catalog),
+        ("history", f"{len(rows):,} kept{', newest first' if rows else ''}"),
+    ]
     return _facts(facts) + kept
 
 

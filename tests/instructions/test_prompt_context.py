@@ -35,7 +35,7 @@ def test_the_last_turn_holds_the_context_and_only_the_lines_that_say_something()
     assert text.split("\n") == [
         "Page: item",
         'Chosen: "Alien"',
-        "Kinds: Romance, Sci-Fi, Drama",
+        "Kinds: Drama, Romance, Sci-Fi",
         'Looking at: "Emma"',
         'Searched for: "old wars"',
         "Known: One. Two.",

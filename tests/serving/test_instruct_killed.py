@@ -35,8 +35,9 @@ def pass_by(where):
 def reply(chat):
     pass_by("generate")
     time.sleep(0.001)
-    digest = hashlib.sha256(chat[-1]["content"].encode()).hexdigest()
-    if digest[0] in "01":
+    chosen = chat[-1]["content"].split("\\n")[1]
+    digest = hashlib.sha256(chosen.encode()).hexdigest()
+    if digest[0] in "01":  # for the reminder too
         return "no JSON"
     return json.dumps({"situation": digest[:9], "intents": [digest[9:19]], "look_for": digest[19:39]})
 

@@ -52,7 +52,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_transformers_batches_as_if_one_by_one(tiny: Path) -> None:
     model = Transformers(str(tiny))
     together = model.generate(CHATS, max_tokens=12)
-    assert (model.prompt_tokens, model.output_tokens > 0) == (38 + 71, True)
+    assert (model.prompt_tokens, model.output_tokens > 0) == (21 + 53, True)
     assert together == [Transformers(str(tiny), batch=1).generate([chat], max_tokens=12)[0] for chat in CHATS]
     assert together == model.generate(CHATS, max_tokens=12)
     assert model.name == tiny.name and isinstance(model, LanguageModel)
@@ -68,7 +68,7 @@ def test_transformers_without_a_grammar_engine_writes_freely(tiny: Path, monkeyp
 
 
 def test_a_prompt_that_is_too_long_is_one_clear_line(tiny: Path) -> None:
-    with pytest.raises(GenrecError, match=r"a prompt of 336 and a reply of 8 tokens exceed .*'s 256"):
+    with pytest.raises(GenrecError, match=r"a prompt of 319 tokens and a reply of 8 do not fit .* \(256\)"):
         Transformers(str(tiny)).generate([[{"role": "user", "content": "x" * 300}]], max_tokens=8)
 
 

@@ -1,0 +1,260 @@
+"""What each `genrec` command does, from parsed flags to what it shows. Heavy imports stand where they are used."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genrec import terminal
+from genrec.errors import GenrecError, missing_package
+
+if TYPE_CHECKING:
+    from genrec.contracts import Trace, UserContext
+    from genrec.data import Dataset
+    from genrec.recommender import Recommender
+    from serving.instruct import InstructReport
+
+DEMO_BUNDLE = Path("bundles/ml-100k")
+DEMO_FIT: dict[str, Any] = {"data": "ml-100k"}  # and what differs from the defaults of FitConfig
+DEMO_USERS = 64  # who get an instruction: one batch
+PROMPT = "intent_v1"
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Fits the bundle unless it is there, has instructions written, shows table and trace, starts the page."""
+    from genrec.recommender import Recommender
+    from training.config import FitConfig
+
+    if not args.no_ui:
+        _need_gradio()
+    with terminal.work("demo") as report:
+        if (args.bundle / "bundle.json").is_file():
+            report(f"{args.bundle} is there from before")
+        else:
+            from training.fit import fit as make
+
+            make(FitConfig(out=args.bundle, **DEMO_FIT), report)
+        recommender = Recommender.load(args.bundle)
+        users = recommender.bundle.dataset.sequences.users
+        asked = [recommender.context(user=user) for user in users[: args.users]]
+        write_instructions(recommender, asked, args.backend, args.model, PROMPT, report)
+        found = recommender.recommend(recommender.context(user=users[0]), k=10)
+    terminal.show_report(_stored_report(args.bundle))
+    terminal.show_trace(found.as_dict(recommender.bundle.dataset.catalog))
+    if not args.no_ui:
+        from ui.app import serve
+
+        serve(recommender, args.host, args.port)
+
+
+def data(args: argparse.Namespace) -> None:
+    """Loads a data source, which checks it, and describes it."""
+    from genrec.data import load_dataset, save_dataset
+
+    with terminal.work("reading") as report:
+        dataset = load_dataset(args.source)
+        if args.save:
+            save_dataset(dataset, args.save)
+            report(f"saved to {args.save}")
+        found = describe(dataset)
+    (terminal.show_json if args.json else terminal.show_data)(found)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What `genrec data` shows of a data set, JSON-ready."""
+    import numpy as np
+
+    from genrec.data import SCENARIOS, chronological, eval_set, leave_one_out, rolling
+
+    s, catalog = dataset.sequences, dataset.catalog
+    rated = s.ratings[~np.isnan(s.ratings)]
+    splits: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, int] = {}
+    for name, make in (("leave-one-out", leave_one_out), ("rolling", rolling), ("chronological", chronological)):
+        try:
+            split = make(dataset)
+        except GenrecError as error:
+            splits[name] = {"error": str(error)}
+            continue
+        sizes = {"train": split.train.events, "validation": len(split.validation), "test": len(split.test)}
+        splits[name] = sizes | {"note": split.note}
+        if name == "leave-one-out":
+            of = {n: eval_set(split.test, SCENARIOS[n], dataset, split.train) for n in dataset.scenarios}
+            wanted = {n: len(requests) for n, requests in of.items()}
+    days = [time.strftime("%Y-%m-%d", time.gmtime(float(t))) for t in (s.times.min(), s.times.max())]
+    return {
+        "name": dataset.name,
+        "users": len(s),
+        "items": len(catalog),
+        "events": s.events,
+        "density": round(s.events / (len(s) * len(catalog)), 6),
+        "events_per_user": f"{s.lengths.min()} to {s.lengths.max()}, median {np.median(s.lengths):g}",
+        "first_day": days[0],
+        "last_day": days[1],
+        "rated_events": len(rated),
+        "items_with_title": sum(bool(t) for t in catalog.table["title"].to_pylist()),
+        "items_with_category": sum(bool(path) for path in catalog.categories),
+        "further_fields": ", ".join(catalog.fields) or "none",
+        "scenarios": {
+            n: {"description": SCENARIOS[n].description, "requests": wanted.get(n, 0)} for n in dataset.scenarios
+        },
+        "splits": splits,
+        "examples": catalog.texts[:3],
+        "notes": dataset.notes,
+    }
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Makes a bundle from the flags."""
+    from training.config import FitConfig
+
+    config = FitConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(FitConfig)})
+    clock = time.perf_counter()
+    with terminal.work("fit") as report:
+        from training.fit import fit as make
+
+        folder = make(config, report)
+    if args.json:
+        terminal.show_json(
+            {"bundle": str(folder), "seconds": round(time.perf_counter() - clock, 1), "settings": config.as_dict()}
+        )
+        return
+    terminal.show_report(_stored_report(folder))
+    terminal.say(f"{folder} is ready: genrec recommend --bundle {folder} --user ID, or genrec ui --bundle {folder}")
+
+
+def instruct(args: argparse.Namespace) -> None:
+    """Runs the near-line batch job over users of a bundle."""
+    with terminal.work("instruct") as report:
+        recommender = _load(args.bundle)
+        users = args.user or recommender.bundle.dataset.sequences.users[: args.users]
+        asked = [recommender.context(user=user, scenario=args.scenario) for user in users]
+        done = write_instructions(recommender, asked, args.backend, args.model, args.prompt, report)
+    store = recommender.bundle.store
+    if args.json:
+        speeds = {"instructions_per_second": done.instructions_per_second, "tokens_per_second": done.tokens_per_second}
+        terminal.show_json(dataclasses.asdict(done) | speeds | {"stored": store.count()})
+        return
+    terminal.say(done.line())
+    for context in asked[:3]:
+        if found := store.get(context.user or "", context.scenario):
+            terminal.say(f"for {context.user}: {found.look_for} (written by {found.model})")
+
+
+def write_instructions(
+    recommender: Recommender,
+    asked: list[UserContext],
+    backend: str,
+    model: str | None,
+    prompt: str,
+    report: Callable[[str], None],
+) -> InstructReport:
+    """Instructions for these contexts, with the tools' evidence; the model starts only if one is missing or stale."""
+    import prompts
+    from genrec.instructions import context_hash, has_content
+    from serving.instruct import InstructReport, instruct
+    from serving.llm import open_model
+
+    bundle, template = recommender.bundle, prompts.load(prompt)
+    names = sorted(bundle.tools, key=lambda name: -bundle.weights["floors"].get(name, 0.0))
+
+    def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
+        said = [bundle.tools[name].retrieve(contexts, 5) for name in names]
+        return [[tool[i].sentence for tool in said if len(tool[i].items)] for i in range(len(contexts))]
+
+    catalog = bundle.dataset.catalog
+    able = [c for c in asked if has_content(c)]
+    hashes = {(c.user or "", c.scenario): context_hash(c, catalog, template.version) for c in able}
+    if not bundle.store.stale(hashes):
+        report(f"instructions: {len(able)} users are up to date")
+        return InstructReport(len(asked), current=len(able), empty=len(asked) - len(able))
+    engine = open_model(backend, model, report=report)
+    try:
+        return instruct(asked, catalog, engine, template, bundle.store, evidence=evidence, report=report)
+    finally:
+        engine.close()
+
+
+def recommend(args: argparse.Namespace) -> None:
+    """Prints one list."""
+    recommender, found = _ask(args)
+    whole = found.as_dict(recommender.bundle.dataset.catalog)
+    if args.json:
+        short = {key: whole["context"][key] for key in ("user", "scenario", "trigger", "query")}
+        told = whole["instruction"] and whole["instruction"]["look_for"]
+        short |= {"instruction": told, "instruction_source": whole["instruction_source"]}
+        terminal.show_json(short | {"recommended": whole["recommended"]})
+    else:
+        terminal.show_list(whole)
+
+
+def trace(args: argparse.Namespace) -> None:
+    """Prints one list and everything that led to it."""
+    recommender, found = _ask(args)
+    (terminal.show_json if args.json else terminal.show_trace)(found.as_dict(recommender.bundle.dataset.catalog))
+
+
+def _load(folder: Path) -> Recommender:
+    from genrec.recommender import Recommender
+
+    return Recommender.load(folder)
+
+
+def _ask(args: argparse.Namespace) -> tuple[Recommender, Trace]:
+    with terminal.work("recommending"):
+        recommender = _load(args.bundle)
+        context = recommender.context(args.user, args.history, args.scenario, args.trigger, args.query)
+        return recommender, recommender.recommend(context, args.k, args.instruction, args.allow, args.deny)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Prints the table that the fit stored, or measures it anew."""
+    if args.out and not args.again:
+        raise GenrecError("--out keeps a new measurement: give --again too, or leave it out")
+    if args.again:
+        found = _measure(args.bundle, args.out)
+    else:
+        with terminal.work("checking"):
+            _load(args.bundle)
+        found = _stored_report(args.bundle)
+    if args.json:
+        terminal.show_json(found)
+    else:
+        terminal.show_report(found, args.slices)
+
+
+def _measure(bundle: Path, out: Path | None) -> dict[str, Any]:
+    from genrec.io import read_json
+
+    with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
+        from training.evaluate import evaluate_bundle
+        from training.fit import SPLITS
+
+        parts, folder = _load(bundle).bundle, out or Path(temporary)
+        evaluate_bundle(parts, SPLITS[parts.config["protocol"]](parts.dataset), folder, report)
+        return dict(read_json(folder / "report.json"))
+
+
+def _stored_report(bundle: Path) -> dict[str, Any]:
+    from genrec.io import read_json
+
+    return dict(read_json(bundle / "report" / "report.json"))
+
+
+def ui(args: argparse.Namespace) -> None:
+    """Serves the page until it is interrupted."""
+    _need_gradio()
+    from ui.app import launch
+
+    launch(args.bundle, args.host, args.port)
+
+
+def _need_gradio() -> None:
+    if importlib.util.find_spec("gradio") is None:
+        raise missing_package("gradio", "ui")
