@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from genrec.generator.model import GeneratorModel
+    from genrec.generator.prior import Calibration
 
 GENERATOR = "generator"
+POPULARITY = "popularity"
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ def shortlist(
     model: GeneratorModel | None,
     allowed: np.ndarray,
     instructions: np.ndarray | None = None,
-    temperature: float | None = None,
+    calibration: Calibration | None = None,
     width: int = 50,
     most: int = 100,
 ) -> Shortlist:
     """The shortlist of B requests. allowed: bool [B, N]; instructions: float [B, text_dim], NaN rows for none;
-    temperature: of the tools' prior, None to let the generator speak alone; width: beams; most: items taken from
+    calibration: of the tools' prior, None to let the generator speak alone; width: beams; most: items taken from
     the tools' fusion. model None leaves the generator out."""
     from genrec.generator.prior import best_items
 
@@ -88,11 +90,17 @@ def shortlist(
     seconds: dict[str, float] = {}
     raw = {name: tool.score_all(contexts) for name, tool in tools.items()}
     standard = {name: standardise(scores) for name, scores in raw.items()}
-    floors = sum((np.float32(w) * standard[n] for n, w in floor_weights.items() if w and n in standard), start=0)
-    best = np.zeros((len(contexts), 0), np.int64)
+    best = np.full((len(contexts), 0), -1, np.int32)
     values = np.zeros((len(contexts), 0), np.float32)
-    if not isinstance(floors, int):
-        best, values = best_items(np.where(allowed & (floors != 0), floors, -np.inf), most)
+    if standard:
+        floors = np.zeros(allowed.shape, np.float32)
+        for name, weight in floor_weights.items():
+            floors += np.float32(weight) * standard.get(name, np.float32(0))
+        silent = ~floors.any(1)
+        if POPULARITY in standard:  # who has no history hears what everybody likes
+            floors[silent] = standard[POPULARITY][silent]
+            silent = ~floors.any(1)
+        best, values = best_items(np.where(allowed & ~silent[:, None], floors, -np.inf), most)
     seconds["tools"] = time.perf_counter() - clock
     beam = np.zeros((len(contexts), 0), np.int64)
     beam_scores = np.zeros((len(contexts), 0), np.float32)
@@ -108,8 +116,8 @@ def shortlist(
         device = model.device
         history = make_history(contexts, model.config.max_history).to(device)
         prior = None
-        if temperature is not None and best.shape[1]:
-            prior = make_prior(best[:, :DEPTH], values[:, :DEPTH], temperature).to(device)
+        if calibration is not None and best.shape[1]:
+            prior = make_prior(best[:, :DEPTH], values[:, :DEPTH], calibration).to(device)
         request = make_request(model, contexts, instructions, prior).to(device)
         found = beam_search(model, history, request, width, torch.from_numpy(allowed).to(device), prior)
         beam, beam_scores = found.items.cpu().numpy(), found.scores.cpu().numpy()

@@ -43,15 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("genrec: interrupted; the same command goes on from what is finished\n")
         return 130
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _complain(f"no space left on the disk ({error.filename or 'while writing'}); free some")
-        traceback.print_exc()
-        return 1
-    except Exception:
+    except Exception as error:
+        if _disk_full(error):
+            return _complain(f"no space left on the disk ({error}); free some and run the same command again")
         traceback.print_exc()
         sys.stderr.write("genrec: this is a fault of genrec, not of your input; please report the lines above\n")
         return 1
+
+
+def _disk_full(error: Exception) -> bool:
+    """Whether this is a full disk: by number, or in the words of safetensors and Arrow, whose errors have none."""
+    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return numbered or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _complain(message: str) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec.bundle import Bundle
-from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
+from genrec.candidates import GENERATOR, POPULARITY, Shortlist, allowed_items, shortlist
 from genrec.contracts import HOME, Evidence, Instruction, Recommended, Trace, UserContext
 from genrec.errors import GenrecError
 
@@ -126,7 +126,7 @@ class Recommender:
             self.bundle.generator,
             allowed,
             vectors,
-            self.bundle.weights["prior"]["temperature"],
+            self.bundle.calibration,
             width=max(self.width, k),
             most=max(100, k),
         )
@@ -162,10 +162,9 @@ class Recommender:
         personal tools are silent: popularity leads, and the generator joins it where an instruction steers it."""
         if given is not None:
             return {name: float(w) for name, w in given.items() if w}
-        chosen = {name: w for name, w in self.bundle.weights["fused"].items() if w}
-        if not context.history and context.trigger is None:
-            return {"popularity": 1.0} | ({GENERATOR: 1.0} if told else {})
-        return chosen
+        if not context.history and context.trigger is None and POPULARITY in self.bundle.tools:
+            return {POPULARITY: 1.0} | ({GENERATOR: 1.0} if told else {})
+        return {name: w for name, w in self.bundle.weights["fused"].items() if w}
 
     def _trace(
         self,

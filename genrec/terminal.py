@@ -79,7 +79,7 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
             line = plain(line, SENTENCE)
             if found := COUNT.match(line):
                 done, total = (int(found[name].replace(",", "")) for name in ("done", "total"))
-                bar.update(task, description=found["stage"] + found["rest"], completed=done, total=total)
+                bar.update(task, description=found["stage"] + found["rest"], completed=done, total=total, refresh=True)
             else:
                 console.print(line)
                 bar.reset(task, total=None, description=title)

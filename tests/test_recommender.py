@@ -12,6 +12,7 @@ from genrec import Recommender
 from genrec.candidates import allowed_items, shortlist
 from genrec.contracts import Instruction, Trace
 from genrec.errors import GenrecError
+from genrec.generator.prior import Calibration
 from tests_support import HOSTILE_TITLE
 
 
@@ -148,3 +149,16 @@ def test_a_shortlist_judges_every_item_by_every_part(recommender: Recommender) -
         for w, row in enumerate(beam):
             at = int(np.flatnonzero(rows == row)[0])
             assert found.parts["generator"][b, at] == pytest.approx(found.beam_scores[b, w], abs=1e-4)
+
+
+def test_without_a_history_the_shortlist_is_what_is_popular_whatever_the_weights(recommender: Recommender) -> None:
+    bundle = recommender.bundle
+    contexts = [recommender.context(history=[]), recommender.context(user="u1")]
+    allowed = allowed_items(contexts, 60)
+    found = shortlist(contexts, bundle.tools, {"markov": 1.0}, bundle.generator, allowed, None, Calibration(1.0, 0.5), 4, 5)
+    popular = np.argsort(-found.raw["popularity"][0], kind="stable")[:3]
+    assert set(popular) <= set(found.rows[0].tolist())
+    alone = shortlist(contexts, {}, {}, bundle.generator, allowed, width=4)
+    assert alone.rows.shape == (2, 4) and set(alone.parts) == {"generator"}
+    tools = shortlist(contexts, bundle.tools, {"markov": 1.0}, None, allowed, most=5)
+    assert "generator" not in tools.parts and tools.rows.shape == (2, 5)

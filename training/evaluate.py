@@ -24,7 +24,7 @@ from genrec.data import EvalSet, Sequences, Split
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
-from genrec.generator.prior import best_items, best_temperature
+from genrec.generator.prior import Calibration, best_items, calibrate
 from genrec.tools import Tool
 from genrec.tools.fusion import fit_weights, search_weights, standardise
 
@@ -55,8 +55,10 @@ def generator_ndcg(model: GeneratorModel, requests: EvalSet, width: int = 20) ->
     return float(ndcg(rank_lists(ALONE_ROW, lists, requests).ranks, 10).mean())
 
 
-def prior_temperature(tools: Mapping[str, Tool], weights: Mapping[str, float], validation: EvalSet) -> float | None:
-    """The temperature of the tools' prior that makes the validation targets likeliest; None without tools."""
+def calibrate_prior(
+    tools: Mapping[str, Tool], weights: Mapping[str, float], validation: EvalSet
+) -> Calibration | None:
+    """The calibration of the tools' prior that makes the validation targets likeliest; None without tools."""
     if not any(weights.values()):
         return None
     found = []
@@ -65,17 +67,17 @@ def prior_temperature(tools: Mapping[str, Tool], weights: Mapping[str, float], v
         items = scores.shape[1]
         found.append(best_items(np.where(allowed_items(piece.contexts, items), scores, -np.inf)))
     rows, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return best_temperature(rows, values, validation.targets, items)
+    return calibrate(rows, values, validation.targets, items)
 
 
 def shortlists(
-    parts: Bundle, requests: EvalSet, floors: Mapping[str, float], temperature: float | None
+    parts: Bundle, requests: EvalSet, floors: Mapping[str, float], calibration: Calibration | None
 ) -> Iterator[tuple[EvalSet, Shortlist]]:
     """Each chunk of requests with its shortlist, seen items left out."""
     items = len(parts.dataset.catalog)
     for piece in chunks(requests):
         allowed = allowed_items(piece.contexts, items)
-        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, None, temperature, WIDTH)
+        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, None, calibration, WIDTH)
 
 
 def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, float]:
@@ -91,10 +93,10 @@ def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, f
 
 
 def fused_weights(
-    parts: Bundle, validation: EvalSet, floors: Mapping[str, float], temperature: float | None
+    parts: Bundle, validation: EvalSet, floors: Mapping[str, float], calibration: Calibration | None
 ) -> dict[str, float]:
     """Weights of tools and steered generator together, by NDCG@10 on validation requests."""
-    found = list(shortlists(parts, validation, floors, temperature))
+    found = list(shortlists(parts, validation, floors, calibration))
     most = max(s.rows.shape[1] for _, s in found)
     rows = np.concatenate([np.pad(s.rows, ((0, 0), (0, most - s.rows.shape[1])), constant_values=-1) for _, s in found])
     blocks = {
@@ -125,7 +127,7 @@ def rank_systems(
     lists: dict[str, list[np.ndarray]] = {name: [] for name in names}
     ties = tie_numbers(len(requests))
     done = 0
-    for piece, found in shortlists(parts, requests, weights["floors"], weights["prior"]["temperature"]):
+    for piece, found in shortlists(parts, requests, weights["floors"], parts.calibration):
         seen, tie = seen_index(piece.contexts), ties[done : done + len(piece)]
         scores = dict(found.raw)
         if found.raw:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ from training.config import FitConfig
 if TYPE_CHECKING:
     from genrec.generator.batches import TrainingData
     from genrec.generator.model import GeneratorModel
+    from genrec.generator.prior import Calibration
     from training.generator import Progress
 
 Report = Callable[[str], None]
@@ -148,14 +150,20 @@ class Fit:
         return "fitted on the training events"
 
     def choose_floor_weights(self) -> str:
-        from training.evaluate import floor_weights, prior_temperature
+        from training.evaluate import calibrate_prior, floor_weights
 
         tools = self.parts().tools
         sample = self.split.validation.sample(4000, seed=2)
         weights = floor_weights(tools, sample)
-        temperature = prior_temperature(tools, weights, sample)
-        write_json(self.work / "floors.json", {"floors": weights, "prior": {"temperature": temperature}})
+        prior = calibrate_prior(tools, weights, sample)
+        write_json(self.work / "floors.json", {"floors": weights, "prior": asdict(prior) if prior else None})
         return ", ".join(f"{name} {w:g}" for name, w in weights.items() if w) or "none"
+
+    def calibration(self) -> Calibration | None:
+        from genrec.generator.prior import Calibration
+
+        found = read_json(self.work / "floors.json")["prior"]
+        return Calibration(**found) if found else None
 
     def teach(self) -> str:
         """The tools' proposals at the training positions, each from tools not fitted on its user."""
@@ -218,7 +226,7 @@ class Fit:
             taught=None if taught is None else (taught["items"], taught["scores"]),
             consulting=self.config.consulting,
             teaching=self.config.teaching,
-            temperature=read_json(self.work / "floors.json")["prior"]["temperature"] or 1.0,
+            calibration=self.calibration(),
         )
 
     def new_generator(self) -> GeneratorModel:
@@ -294,7 +302,7 @@ class Fit:
 
         chosen = read_json(self.work / "floors.json")
         sample = self.split.validation.sample(4000, seed=2)
-        fused = fused_weights(self.parts(), sample, chosen["floors"], chosen["prior"]["temperature"])
+        fused = fused_weights(self.parts(), sample, chosen["floors"], self.calibration())
         write_json(self.folder / "fusion.json", chosen | {"fused": fused})
         return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
 

@@ -18,7 +18,18 @@ from typing import Any
 from genrec.errors import GenrecError, missing_package
 from genrec.recommender import Recommender
 from ui import render
-from ui.session import Form, Session, TitleIndex, ask, begin, chosen_weights, slider, stored_instruction, with_stored
+from ui.session import (
+    Form,
+    Session,
+    TitleIndex,
+    ask,
+    begin,
+    chosen_weights,
+    has_trigger,
+    slider,
+    stored_instruction,
+    with_stored,
+)
 from ui.text import plain
 from ui.trace import trace_view
 
@@ -30,6 +41,8 @@ except ImportError as problem:
     raise missing_package("gradio", "ui") from problem
 
 TRIGGERS = 50  # newest items of the history that may be the trigger
+# In one column the list stands below the controls: the button leads there.
+TO_THE_LIST = "() => { if (innerWidth < 760) document.getElementById('results').scrollIntoView({behavior: 'smooth'}) }"
 Change = dict[Any, Any]  # component -> its new value
 STYLE = Path(__file__).with_name("style.css")
 
@@ -56,7 +69,6 @@ def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> 
     """
     page, users = build(recommender), recommender.bundle.dataset.sequences.users
     recommender.recommend(recommender.context(user=users[0]) if users else recommender.context(history=[]), k=1)
-    theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", radius_size="sm", text_size="md")
     try:
         page.launch(
             server_name=host,
@@ -66,12 +78,34 @@ def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> 
             share=False,
             ssr_mode=False,
             footer_links=[],
-            theme=theme,
+            theme=theme(),
             css=STYLE.read_text(encoding="utf-8"),
         )
     except OSError as error:
         raise GenrecError(f"cannot serve the page on {host}:{port} ({error}); choose another port") from error
     return page
+
+
+def theme() -> gr.themes.Base:
+    """Sober: one accent, greys, and the fonts that Gradio's package carries (its semi-bold lacks letters)."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="zinc",
+        radius_size="sm",
+        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+    )
 
 
 def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[str, float]) -> None:
@@ -111,7 +145,7 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
         return {
             at.session: session,
             at.history: render.history_list(session, catalog),
-            at.trigger: gr.Dropdown(choices, value=newest, visible=form.scenario == "item"),
+            at.trigger: gr.Dropdown(choices, value=newest, visible=has_trigger(form.scenario)),
             at.instruction: form.text,
             at.about: render.scenario_line(form.scenario),
             **note(form),
@@ -182,14 +216,15 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
     on(at.found.click, add, session + results, clicked=True)
     on(at.search.submit, add_first, session + results, at.search)
     on(at.history.click, remove, session + results, clicked=True)
+    at.go.click(None, None, None, js=TO_THE_LIST)
     for event in (at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release):
         on(event, answer, results, trigger_mode="always_last", show_progress="minimal")
     for weight in at.weights.values():
         on(weight.release, answer, results, trigger_mode="always_last")
-    for box in (at.instruction, at.query):
-        on(box.input, note, [at.told, *results], trigger_mode="always_last")
+    for box in (at.instruction, at.query):  # `input` would miss what is pasted or typed on a phone
+        on(box.change, note, [at.told, *results], trigger_mode="always_last")
     on(at.reset.click, back, [*at.weights.values(), *results])
-    at.search.input(
+    at.search.change(
         lambda typed: render.matches(index.search(typed), typed, catalog),
         at.search,
         at.found,

@@ -11,7 +11,7 @@ from genrec.data.dataset import Dataset
 from genrec.recommender import MAX_INSTRUCTION
 from ui import render
 from ui.session import MAX_ITEMS, Session, slider
-from ui.text import plain
+from ui.text import counted, plain
 
 USERS = 1000  # offered in the list; any other user of the data set may be typed
 TYPED = 200  # characters of a title search
@@ -49,7 +49,8 @@ class Layout:
 
 def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
     """The components, inside an open gr.Blocks. weights: what the sliders start from. It starts at the first user."""
-    gr.HTML(render.header(dataset), elem_classes="genrec")
+    _html("top", render.header(dataset))
+    notice = _html("notice")
     with gr.Row(elem_id="columns"):
         with gr.Column(scale=5, min_width=320, elem_id="controls"):
             who = _who(dataset)
@@ -62,10 +63,10 @@ def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
                     max_length=MAX_INSTRUCTION,
                     elem_id="instruction",
                 )
-                told = gr.HTML(elem_classes="genrec line", elem_id="told")
+                told = _html("told")
             go = gr.Button("Recommend", variant="primary", elem_id="go")
             with gr.Accordion("Number of items and fusion weights", open=False, elem_id="weights"):
-                count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", elem_id="count")
+                count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", buttons=[], elem_id="count")
                 sliders = {
                     name: gr.Slider(
                         0, max(3.0, 2 * slider(w)), slider(w), step=0.01, label=plain(name), elem_id=f"weight-{i}"
@@ -74,17 +75,23 @@ def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
                 }
                 reset = gr.Button("Back to the weights chosen on validation", size="sm", elem_id="reset")
         with gr.Column(scale=9, min_width=320, elem_id="results"):
-            notice = gr.HTML(elem_classes="genrec", elem_id="notice")
-            listed = gr.HTML(elem_classes="genrec", elem_id="listed")
-            traced = gr.HTML(elem_classes="genrec", elem_id="traced")
+            listed = _html("listed")
+            traced = _html("traced")
     return Layout(
         gr.State(Session()), *who, *where, instruction, told, count, sliders, reset, go, notice, listed, traced
     )
 
 
+def _html(name: str, value: str = "", pick: bool = False) -> gr.HTML:
+    """A place for HTML of ui.render. pick: clicks on its buttons become events."""
+    return gr.HTML(
+        value, elem_id=name, elem_classes="genrec", apply_default_css=False, js_on_load=PICK if pick else None
+    )
+
+
 def _who(dataset: Dataset) -> tuple[gr.Dropdown, gr.Textbox, gr.HTML, gr.HTML, gr.Button]:
     people = zip(dataset.sequences.users, dataset.sequences.lengths.tolist(), strict=True)
-    offered = [(f"{plain(u)} ({n} {'item' if n == 1 else 'items'})", u) for u, n in people if n][:USERS]
+    offered = [(f"{plain(u)} ({counted(n, 'item')})", u) for u, n in people if n][:USERS]
     with gr.Group():
         user = gr.Dropdown(
             offered,
@@ -93,14 +100,14 @@ def _who(dataset: Dataset) -> tuple[gr.Dropdown, gr.Textbox, gr.HTML, gr.HTML, g
             allow_custom_value=True,
             elem_id="user",
         )
-        history = gr.HTML(js_on_load=PICK, elem_classes="genrec line", elem_id="history")
+        history = _html("history", pick=True)
         search = gr.Textbox(
             label="Add to the history",
             placeholder="Type a few letters of a title",
             max_length=TYPED,
             elem_id="search",
         )
-        found = gr.HTML(js_on_load=PICK, elem_classes="genrec", elem_id="found")
+        found = _html("found", pick=True)
         clear = gr.Button("Start with an empty history", size="sm", elem_id="clear")
     return user, search, found, history, clear
 
@@ -109,7 +116,7 @@ def _where(dataset: Dataset) -> tuple[gr.Radio, gr.HTML, gr.Dropdown, gr.Textbox
     names = list(dataset.scenarios)
     with gr.Group():
         scenario = gr.Radio(names, value=names[0], label="Scenario", elem_id="scenario")
-        about = gr.HTML(elem_classes="genrec line", elem_id="about")
+        about = _html("about")
         trigger = gr.Dropdown([], label="Trigger: the item whose page it is", visible=False, elem_id="trigger")
         query = gr.Textbox(
             label="Search text",

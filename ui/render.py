@@ -14,7 +14,7 @@ from genrec.contracts import Trace, UserContext
 from genrec.data.dataset import Catalog, Dataset
 from genrec.data.scenarios import SCENARIOS
 from ui.session import Session
-from ui.text import SENTENCE, WORD, element, safe
+from ui.text import LINE, SENTENCE, WORD, counted, element, safe
 
 SHOWN_HISTORY = 100  # newest items of a history that the page lists
 COLOURS = 8  # classes c0 to c7 in style.css
@@ -22,8 +22,8 @@ COLOURS = 8  # classes c0 to c7 in style.css
 SOURCES = {
     "given": "typed here",
     "query": "the search text",
-    "stored": "stored for this user",
-    "default": "none: the model's learned default",
+    "stored": "written beforehand for this user",
+    "default": "no instruction: the model's learned default",
 }
 
 
@@ -52,11 +52,12 @@ def recommendations(trace: Trace, catalog: Catalog) -> str:
     if not count:
         return error("Nothing to recommend: every item of the catalogue was seen before or is filtered out.")
     who = "" if trace.context.user is None else f" for user {safe(trace.context.user, WORD)}"
-    things = "item" if count == 1 else "items"
-    line = f"{count} {things}{who}, scenario {safe(trace.context.scenario, WORD)}, instruction {_source(trace)}"
+    line = f"{counted(count, 'item')}{who}, scenario {safe(trace.context.scenario, WORD)}, instruction {_source(trace)}"
     fused = [n for n in names if any(n in r.parts for r in trace.recommended)]
     legend = "".join(
-        element("li", f'<i class="swatch {colour(names, n)}"></i>{safe(n, WORD)} <b>{trace.weights.get(n, 0.0):g}</b>')
+        element(
+            "li", f'<i class="swatch {colour(names, n)}"></i>{safe(n, WORD)} <b>{trace.weights.get(n, 0.0):.3g}</b>'
+        )
         for n in fused
     )
     longest = max((sum(r.values()) for r in rows), default=0.0)
@@ -66,7 +67,7 @@ def recommendations(trace: Trace, catalog: Catalog) -> str:
         f'<td class="what"><span class="title" title="{safe(r.title, SENTENCE)}">{safe(r.title)}</span>'
         f'<span class="category">{category(catalog, r.row)}</span></td>'
         f'<td class="sid"><code>{semantic_id(r.semantic_id)}</code></td>'
-        f'<td class="why">{_bar(names, parts, longest)}<span class="score">{r.score:.2f}</span></td></tr>'
+        f'<td class="why"><div>{_bar(names, parts, longest)}<span class="score">{r.score:.2f}</span></div></td></tr>'
         for rank, (r, parts) in enumerate(zip(trace.recommended, rows, strict=True), 1)
     )
     return (
@@ -96,10 +97,7 @@ def _bar(names: Sequence[str], parts: dict[str, float], longest: float) -> str:
 
 def category(catalog: Catalog, row: int) -> str:
     """The category path as one safe line."""
-    return safe(" · ".join(catalog.categories[row][:6]), TITLE_LINE)
-
-
-TITLE_LINE = 90
+    return safe(" · ".join(catalog.categories[row][:6]), LINE)
 
 
 def semantic_id(codes: Sequence[int]) -> str:
@@ -115,7 +113,8 @@ def error(message: str) -> str:
 def header(dataset: Dataset) -> str:
     """Name of the page, and what data it stands on."""
     s = dataset.sequences
-    facts = f"{len(dataset.catalog):,} items, {len(s):,} users, {s.events:,} events"
+    sizes = (len(dataset.catalog), "item"), (len(s), "user"), (s.events, "event")
+    facts = ", ".join(counted(n, word) for n, word in sizes)
     return (
         '<div class="top"><h1>genrec</h1><p>A slow thinker writes instructions, a fast one generates items.</p>'
         f'<p class="data"><b>{safe(dataset.name, WORD)}</b> {facts}</p></div>'
@@ -131,7 +130,7 @@ def history_list(session: Session, catalog: Catalog) -> str:
         whose = f"Edited from user {safe(session.user, WORD)}: a history of your own now"
     else:
         whose = f"History of user {safe(session.user, WORD)}"
-    count = f", {len(rows)} {'item' if len(rows) == 1 else 'items'}, newest first" if rows else ""
+    count = f", {counted(len(rows), 'item')}, newest first" if rows else ""
     shown = range(len(rows) - 1, max(-1, len(rows) - 1 - SHOWN_HISTORY), -1)
     lines = "".join(
         f'<li><span class="n">{i + 1}</span><span class="title">{safe(catalog.title(rows[i]))}</span>'

@@ -15,6 +15,7 @@ import numpy as np
 from genrec.candidates import GENERATOR
 from genrec.contracts import HOME, Instruction, Trace
 from genrec.data.dataset import Dataset
+from genrec.data.scenarios import SCENARIOS
 from genrec.errors import GenrecError
 from genrec.recommender import MAX_INSTRUCTION, Recommender
 from ui.text import plain
@@ -52,6 +53,11 @@ def begin(recommender: Recommender, user: str | None, scenario: str) -> Session:
         return Session()
     history = recommender.context(user=user, scenario=scenario).history
     return with_stored(recommender, Session(user, history), scenario)
+
+
+def has_trigger(scenario: str) -> bool:
+    """Whether requests of this scenario are about an item."""
+    return scenario in SCENARIOS and SCENARIOS[scenario].trigger
 
 
 def stored_instruction(recommender: Recommender, session: Session, scenario: str) -> Instruction | None:
@@ -119,7 +125,7 @@ def ask(recommender: Recommender, form: Form, chosen: Mapping[str, float]) -> Tr
         user=now.user if own else None,
         history=None if own else [item(row) for row in now.history],
         scenario=form.scenario,
-        trigger=form.trigger if form.scenario == "item" else None,
+        trigger=form.trigger if has_trigger(form.scenario) else None,
         query=form.query or None,
     )
     if not form.text.strip():

@@ -6,7 +6,7 @@ from html import escape
 
 from genrec.tools.base import short_title
 
-TITLE, SENTENCE, WORD = 140, 400, 60  # characters of a title, of a sentence, of an identifier
+TITLE, SENTENCE, LINE, WORD = 140, 400, 90, 60  # characters of a title, a sentence, a category path, an identifier
 
 
 def plain(value: object, limit: int = TITLE) -> str:
@@ -22,3 +22,8 @@ def safe(value: object, limit: int = TITLE) -> str:
 def element(name: str, inner: str, css: str = "") -> str:
     """One element around HTML that is safe already."""
     return f'<{name} class="{css}">{inner}</{name}>' if css else f"<{name}>{inner}</{name}>"
+
+
+def counted(n: int, word: str) -> str:
+    """1 item, 2 items, 1,000 items."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"

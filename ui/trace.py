@@ -99,7 +99,7 @@ def _card(trace: Trace, e: Evidence, catalog: Catalog) -> str:
         f'<span class="num">{float(score):.3g}</span></li>'
         for row, score in zip(e.items, e.scores, strict=True)
     )
-    fused = f"weight {weight:g}" if weight else "not fused"
+    fused = f"weight {weight:.3g}" if weight else "not fused"
     return (
         f'<article><h4><i class="swatch {colour(part_names(trace), e.tool)}"></i>{safe(e.tool, WORD)}'
         f"<small>{fused}</small></h4><p>{safe(e.sentence, SENTENCE)}</p><ol>{lines}</ol></article>"
@@ -153,7 +153,7 @@ def scores(trace: Trace) -> str:
     if not trace.recommended:
         return '<p class="label">Nothing was recommended.</p>'
     names = [n for n in part_names(trace) if any(n in r.parts for r in trace.recommended)]
-    head = "".join(f"<th>{safe(n, WORD)}<small>× {trace.weights.get(n, 0.0):g}</small></th>" for n in names)
+    head = "".join(f"<th>{safe(n, WORD)}<small>× {trace.weights.get(n, 0.0):.3g}</small></th>" for n in names)
     body = "".join(
         f'<tr><td class="rank">{i}</td><td class="title">{safe(r.title)}</td>'
         + "".join(f'<td class="num">{r.parts[n]:.2f}</td>' if n in r.parts else "<td></td>" for n in names)

@@ -26,13 +26,14 @@ def _checked(ranks: np.ndarray, k: int) -> np.ndarray:
 
 def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
     """HR@k: 1 where any wanted item is among the first k, else 0."""
-    return (_checked(ranks, k) < k).any(axis=1).astype(np.float64)
+    return np.any(_checked(ranks, k) < k, axis=1).astype(np.float64)
 
 
 def recall(ranks: np.ndarray, k: int) -> np.ndarray:
     """Recall@k: the share of a request's wanted items among the first k. Equals HR@k where there is one."""
     ranks = _checked(ranks, k)
-    return (ranks < k).sum(axis=1) / (~np.isnan(ranks)).sum(axis=1)
+    wanted = ~np.isnan(ranks)
+    return np.average(ranks < k, axis=1, weights=wanted)
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:

@@ -120,7 +120,7 @@ def rank_lists(system: str, lists: np.ndarray, requests: EvalSet, k: int = 10) -
 
 
 def slices(requests: EvalSet) -> dict[str, np.ndarray]:
-    """Masks, bool [B]: all requests, and those whose wanted item falls on the same or on another day than the last event."""
+    """Masks, bool [B]: all, and those whose wanted item falls on the same or on another day than the last event."""
     return {
         "all": np.ones(len(requests), dtype=bool),
         "same-day": requests.same_day.astype(bool),

@@ -83,8 +83,8 @@ def rows_of(
 ) -> list[Row]:
     """One row per slice that holds a request.
 
-    counts: training events per item [N]: adds coverage and novelty of the kept lists; vectors: one per item [N, D]: adds
-    their diversity. Coverage depends on how many requests there are: compare it within a slice only.
+    counts: training events per item [N], adds coverage and novelty of the kept lists; vectors: one per item [N, D],
+    adds their diversity. Coverage depends on how many requests there are: compare it within a slice only.
     """
     values = accuracy(ranked, ks)
     if counts is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.generator.model import History, Request
-from genrec.generator.prior import Prior, make_prior
+from genrec.generator.prior import Calibration, Prior, make_prior
 
 HOME = 0
 
@@ -56,7 +56,7 @@ class TrainingData:
     `scenario_ids`. queries: float32 [N, V, text_dim], V ways to ask for each item, NaN rows where there is none.
     instruction_dropout: share of search positions that keep the learned default instruction.
     taught: the tools' proposals at each event and their scores, [M, K] each (see teacher.py). consulting: share
-    of positions that have them as prior, softmax(score / temperature). teaching: of the other home positions, the
+    of positions that have them as prior, made by `calibration`. teaching: of the other home positions, the
     share that takes a proposal as target, drawn with a chance falling as 1 / rank."""
 
     train: Sequences
@@ -68,7 +68,7 @@ class TrainingData:
     taught: tuple[np.ndarray, np.ndarray] | None = None
     consulting: float = 0.0
     teaching: float = 0.0
-    temperature: float = 1.0
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.train.events == 0 or int(self.train.lengths.max()) < 2:
@@ -136,13 +136,13 @@ class TrainingData:
         if self.taught is not None:
             items, scores = self.taught
             proposed = items[after, 0] >= 0
-            consulted = (rng.random(at.shape) < self.consulting) & real & proposed
+            consulted = (rng.random(at.shape) < self.consulting) & real & proposed & (self.calibration is not None)
             pupil = ~consulted & (scenario == 0) & (rng.random(at.shape) < self.teaching) & real
             chance = np.cumsum(1 / np.arange(1, items.shape[1] + 1))
             rank = np.searchsorted(chance / chance[-1], rng.random(int(pupil.sum())))
             proposal = items[after[pupil], rank]
             targets[pupil] = np.where(proposal >= 0, proposal, targets[pupil])
-            prior = make_prior(items[after], scores[after], self.temperature)
+            prior = make_prior(items[after], scores[after], self.calibration) if self.calibration else None
         return Batch(
             History(torch.from_numpy(rows).long(), torch.from_numpy(gaps).float(), torch.from_numpy(weights).float()),
             torch.from_numpy(targets).long(),

@@ -133,6 +133,8 @@ class GeneratorModel(PreTrainedModel):
         if module is self:
             for parameter in (self.no_trigger, self.no_instruction, self.slot, self.empty):
                 nn.init.normal_(parameter, std=0.02)
+        if module is getattr(self, "trust", None):
+            nn.init.zeros_(module.weight)
         if module is getattr(self, "item_out", None) or module in (self.encoder_bias, self.cross_bias):
             nn.init.zeros_(module.weight)
 

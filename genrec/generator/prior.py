@@ -14,14 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPREAD = 0.1  # share of the mass spread evenly over the catalogue: no item is impossible
 DEPTH = 64  # items of a prior
+TEMPERATURES = (0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
+SPREADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How scores become a prior. temperature: of the softmax over the best items. spread: share of the mass that
+    lies evenly on the catalogue, about as often as the wanted item is none of the best."""
+
+    temperature: float
+    spread: float
 
 
 @dataclass(frozen=True)
 class Prior:
-    """items: int64 rows [..., K], -1 where padded; mass: float [..., K], adding up to 1 - SPREAD, or 0 where the
-    tools are silent: the generator then speaks alone."""
+    """items: int64 rows [..., K], -1 where padded; mass: float [..., K], adding up to 1 - spread (the rest lies
+    evenly on the catalogue), or to 0 where the tools are silent: the generator then speaks alone."""
 
     items: Tensor
     mass: Tensor
@@ -30,12 +40,12 @@ class Prior:
         return Prior(self.items.to(device), self.mass.to(device))
 
 
-def make_prior(items: np.ndarray, scores: np.ndarray, temperature: float) -> Prior:
+def make_prior(items: np.ndarray, scores: np.ndarray, calibration: Calibration) -> Prior:
     """From the tools' best items [..., K] (-1 padded) and their fused scores: softmax(score / temperature)."""
     rows = torch.from_numpy(np.asarray(items)).long()
-    logits = torch.from_numpy(np.asarray(scores, np.float32)) / temperature
+    logits = torch.from_numpy(np.asarray(scores, np.float32)) / calibration.temperature
     real = (rows >= 0) & torch.isfinite(logits)
-    mass = torch.softmax(logits.masked_fill(~real, -1e9), -1).masked_fill(~real, 0.0) * (1 - SPREAD)
+    mass = torch.softmax(logits.masked_fill(~real, -1e9), -1).masked_fill(~real, 0.0) * (1 - calibration.spread)
     return Prior(rows.masked_fill(~real, -1), mass)
 
 
@@ -49,15 +59,17 @@ def best_items(scores: np.ndarray, k: int = DEPTH) -> tuple[np.ndarray, np.ndarr
     return np.where(np.isfinite(values), best, -1).astype(np.int32), values.astype(np.float32)
 
 
-def best_temperature(items: np.ndarray, scores: np.ndarray, targets: np.ndarray, catalogue: int) -> float:
-    """The temperature whose prior gives the targets [B] the highest mean log-probability, from a fixed grid."""
+def calibrate(items: np.ndarray, scores: np.ndarray, targets: np.ndarray, catalogue: int) -> Calibration:
+    """The calibration under which the targets [B] are likeliest, given the best items [B, K] and their scores."""
     hit = torch.from_numpy(items == targets[:, None])
-
-    def likelihood(temperature: float) -> float:
-        mass = (make_prior(items, scores, temperature).mass * hit).sum(1)
-        return float(torch.log(mass + SPREAD / catalogue).mean())
-
-    return max((0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0), key=likelihood)
+    best, highest = Calibration(1.0, 0.5), -np.inf
+    for temperature in TEMPERATURES:
+        mass = (make_prior(items, scores, Calibration(temperature, 0.0)).mass * hit).sum(1)
+        for spread in SPREADS:
+            likelihood = float(torch.log((1 - spread) * mass + spread / catalogue).mean())
+            if likelihood > highest:
+                best, highest = Calibration(temperature, spread), likelihood
+    return best
 
 
 def log_prior(
@@ -74,6 +86,7 @@ def log_prior(
     slot = path[rows, level + 1].unsqueeze(-2) - children[..., :1].clamp(min=0)
     slot = torch.where(inside, slot, 0)
     found = torch.zeros(children.shape, device=mass.device).scatter_add_(-1, slot, mass * inside)
-    even = SPREAD * leaves[children.clamp(min=0)] / catalogue
-    silent = (mass.sum(-1, keepdim=True) == 0) | (children < 0)
+    total = mass.sum(-1, keepdim=True)  # [..., 1, 1]
+    even = (1 - total) * leaves[children.clamp(min=0)] / catalogue
+    silent = (total == 0) | (children < 0)
     return torch.log(found + even).masked_fill(silent, 0.0)

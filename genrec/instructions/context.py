@@ -84,13 +84,13 @@ class PromptWriter:
 
     def kinds(self, context: UserContext, n: int = 3) -> list[str]:
         """The n categories that tell most about the history (the trigger counts as newest), cleaned, best first."""
-        score: Counter[str] = Counter()
+        score: dict[str, float] = {}
         weights = context.weights or (1.0,) * len(context.history)
         events = list(zip(context.history, weights, strict=True))
         events += [(context.trigger, 1.0)] if context.trigger is not None else []
         for age, (row, weight) in enumerate(reversed(events)):
             for label in set(self.catalog.categories[row]):
-                score[label] += max(weight, 0.0) * RECENCY**age * self._rarity[label]
+                score[label] = score.get(label, 0.0) + max(weight, 0.0) * RECENCY**age * self._rarity[label]
         best = [label for label, s in sorted(score.items(), key=lambda x: (-x[1], x[0])) if s > 0]
         cleaned = dict.fromkeys(clean(label, KIND_BYTES).replace(",", " ") for label in best)
         return [label for label in cleaned if any(c.isalnum() for c in label)][:n]

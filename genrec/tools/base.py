@@ -1,15 +1,17 @@
 """What the linear tools share: histories as sparse rows, item-to-item scoring, evidence with a sentence, files.
 
-Recency is a geometric weight per step back from the newest event: the newest event counts 1, the one before
-`recency`, the one before that `recency ** 2`. An event's own weight (`UserContext.weights`) multiplies it. The
-trigger item of a request, where there is one, counts as the newest event.
+Recency: the newest event counts 1, and an event d steps back `recency ** d` (fade "step", geometric) or
+`recency ** log2(1 + d)` (fade "doubling": a power law, (1 + d) ** -a with a = -log2(recency), which keeps more of a
+long history). An event's own weight (`UserContext.weights`) multiplies it. The trigger item of a request, where there
+is one, counts as the newest event. The defaults are one set for short and long histories, chosen on the validation
+items of Amazon Beauty and ML-100K together; there "doubling" brought EASE from .1178 to .1254 NDCG@10 on ML-100K.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -23,6 +25,7 @@ from genrec.errors import GenrecError
 
 TITLE_CHARACTERS = 60
 CHUNK = 512
+Fade = Literal["step", "doubling"]
 
 
 def short_title(text: str, limit: int = TITLE_CHARACTERS) -> str:
@@ -40,15 +43,15 @@ def events(context: UserContext) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return rows, weights
 
 
-def history_matrix(contexts: list[UserContext], items: int, recency: float) -> sparse.csr_matrix:
-    """float32 [B, items]: weight x recency ** steps back; the entries of an item seen twice add up."""
+def history_matrix(contexts: list[UserContext], items: int, recency: float, fade: Fade = "step") -> sparse.csr_matrix:
+    """float32 [B, items]: event weight x recency weight; the entries of an item seen twice add up."""
     pairs = [events(c) for c in contexts]
     lengths = np.array([len(rows) for rows, _ in pairs], dtype=np.int64)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     indices = np.fromiter((r for rows, _ in pairs for r in rows), dtype=np.int64, count=indptr[-1])
     weights = np.fromiter((w for _, ws in pairs for w in ws), dtype=np.float32, count=indptr[-1])
-    back = np.repeat(indptr[1:], lengths) - 1 - np.arange(indptr[-1])
-    data = weights * np.float32(recency) ** back.astype(np.float32)
+    back = (np.repeat(indptr[1:], lengths) - 1 - np.arange(indptr[-1])).astype(np.float32)
+    data = weights * np.float32(recency) ** (np.log2(1 + back) if fade == "doubling" else back)
     matrix = sparse.csr_matrix((data, indices, indptr), shape=(len(contexts), items), dtype=np.float32)
     matrix.sum_duplicates()
     return matrix
@@ -162,6 +165,7 @@ class ItemToItem(Tool):
     Subclasses make the weights, a sparse matrix: row = the item seen, column = the item proposed.
     """
 
+    fade: ClassVar[Fade] = "step"
     weights: sparse.csr_matrix
 
     def item_weights(self, train: Sequences, catalog: Catalog) -> sparse.csr_matrix:
@@ -176,7 +180,7 @@ class ItemToItem(Tool):
 
     def score_all(self, contexts: list[UserContext]) -> np.ndarray:
         """float32 [B, N]; all zero for an empty history."""
-        history = history_matrix(contexts, self.weights.shape[0], self.config.recency)
+        history = history_matrix(contexts, self.weights.shape[0], self.config.recency, self.fade)
         return (history @ self.weights).toarray()
 
     def arrays(self) -> dict[str, np.ndarray]:

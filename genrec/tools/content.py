@@ -25,7 +25,7 @@ class ContentConfig:
     """recency: weight per step back from the newest event. query: weight of the request's query, where the newest
     event has 1."""
 
-    recency: float = 0.6
+    recency: float = 0.7
     query: float = 2.0
 
 

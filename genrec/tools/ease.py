@@ -19,10 +19,11 @@ from genrec.tools.base import ItemToItem, interaction_matrix
 
 @dataclass(frozen=True)
 class EASEConfig:
-    """recency: weight per step back from the newest event. penalty: lambda. neighbours: weights kept per item, by
-    magnitude. most_items: in a larger catalogue only the most popular items take part (the others score zero)."""
+    """recency: weight per doubling of the steps back from the newest event. penalty: lambda. neighbours: weights
+    kept per item, by magnitude. most_items: in a larger catalogue only the most popular items take part (the others
+    score zero)."""
 
-    recency: float = 0.8
+    recency: float = 0.65
     penalty: float = 100.0
     neighbours: int = 200
     most_items: int = 20_000
@@ -34,6 +35,7 @@ class EASE(ItemToItem):
     name = "ease"
     sentence = "A linear model over everybody's histories goes from {seen} to {found}."
     config_type = EASEConfig
+    fade = "doubling"
     config: EASEConfig
 
     def item_weights(self, train: Sequences, catalog: Catalog) -> sparse.csr_matrix:

@@ -16,8 +16,8 @@ class ItemKNNConfig:
     """recency: weight per step back from the newest event. neighbours: weights kept per item.
     shrink: added to the cosine's denominator, so that pairs with few users count less."""
 
-    recency: float = 0.7
-    neighbours: int = 200
+    recency: float = 0.65
+    neighbours: int = 400
     shrink: float = 10.0
 
 

@@ -13,14 +13,14 @@ from genrec.tools.base import ItemToItem
 
 @dataclass(frozen=True)
 class MarkovConfig:
-    """recency: weight per step back from the newest event. window: how many steps ahead a transition reaches; a
-    step of d counts 1 / d. damping: 0 takes the counts as they are, 1 makes them probabilities, between is between.
-    neighbours: weights kept per item."""
+    """recency: weight per doubling of the steps back from the newest event. window: how many steps ahead a
+    transition reaches; d steps ahead count 1 / d. damping: 0 takes the counts as they are, 1 makes them probabilities,
+    between is between. neighbours: weights kept per item."""
 
-    recency: float = 0.6
+    recency: float = 0.45
     window: int = 3
     damping: float = 0.5
-    neighbours: int = 200
+    neighbours: int = 400
 
 
 class Markov(ItemToItem):
@@ -29,6 +29,7 @@ class Markov(ItemToItem):
     name = "markov"
     sentence = "Soon after {seen}, people went on to {found}."
     config_type = MarkovConfig
+    fade = "doubling"
     config: MarkovConfig
 
     def item_weights(self, train: Sequences, catalog: Catalog) -> sparse.csr_matrix:

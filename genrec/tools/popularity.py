@@ -1,4 +1,4 @@
-"""Popularity: how many training users have the item. The floor below every other, and the answer to an empty history."""
+"""Popularity: how many training users have the item. The lowest floor, and the answer to an empty history."""
 
 from __future__ import annotations
 

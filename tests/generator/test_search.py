@@ -12,7 +12,7 @@ from genrec.contracts import UserContext
 from genrec.errors import GenrecError
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
-from genrec.generator.prior import best_temperature, log_prior, make_prior
+from genrec.generator.prior import Calibration, calibrate, log_prior, make_prior
 from genrec.generator.search import beam_search, make_history, make_request, score_items
 from genrec.tokenizer.trie import Trie
 
@@ -122,7 +122,7 @@ def test_ten_thousand_random_searches_are_legal_and_distinct() -> None:
 def test_the_tools_prior_steers_every_step_and_stays_exact() -> None:
     model = tiny_model()
     history = make_history(CONTEXTS, 6)
-    prior = make_prior(np.array([[7, 8, -1]] * 3 + [[-1, -1, -1]]), np.array([[9.0, 8.0, 0.0]] * 4), 1.0)
+    prior = make_prior(np.array([[7, 8, -1]] * 3 + [[-1, -1, -1]]), np.array([[9.0, 8.0, 0.0]] * 4), Calibration(1.0, 0.1))
     assert torch.allclose(prior.mass.sum(1), torch.tensor([0.9, 0.9, 0.9, 0.0]))
     request = make_request(model, CONTEXTS, prior=prior)
     assert request.consulted[:, 0].tolist() == [True, True, True, False]
@@ -142,7 +142,7 @@ def test_the_tools_prior_steers_every_step_and_stays_exact() -> None:
 def test_the_prior_of_a_code_is_the_mass_of_the_items_below_it() -> None:
     model = tiny_model()
     trie = model.trie
-    prior = make_prior(np.array([[3, 11, 20, 4]]), np.array([[1.0, 2.0, 0.5, 1.5]]), 0.7)
+    prior = make_prior(np.array([[3, 11, 20, 4]]), np.array([[1.0, 2.0, 0.5, 1.5]]), Calibration(0.7, 0.1))
     for level in range(3):
         nodes = torch.arange(trie.size(level))[None]
         children = trie.children[level][nodes]
@@ -156,13 +156,14 @@ def test_the_prior_of_a_code_is_the_mass_of_the_items_below_it() -> None:
                     assert trie.parents[level][child] == node
 
 
-def test_the_best_temperature_is_neither_too_sure_nor_too_vague() -> None:
+def test_the_calibration_is_neither_too_sure_nor_too_vague() -> None:
     rng = np.random.default_rng(0)
     items = np.tile(np.arange(8), (4000, 1))
     scores = np.tile(np.linspace(3, 0, 8), (4000, 1))
     chance = np.exp(scores[0] / 1.4)
     targets = rng.choice(8, 4000, p=chance / chance.sum())
-    assert best_temperature(items, scores, targets, 1000) == pytest.approx(1.4)
+    targets[:2400] = rng.integers(8, 1000, 2400)
+    assert calibrate(items, scores, targets, 1000) == Calibration(1.4, 0.6)
 
 
 def test_new_items_can_be_generated_without_training() -> None:

@@ -87,7 +87,7 @@ def test_bad_schemas_are_refused(tmp_path: Path, old: str, new: str, words: str)
 
 def test_a_missing_schema_is_refused(tmp_path: Path) -> None:
     shutil.copy(prompts.FOLDER / "intent_v1.md", tmp_path)
-    with pytest.raises(GenrecError, match="schema.json is missing"):
+    with pytest.raises(GenrecError, match=r"schema\.json is missing"):
         prompts.read(tmp_path / "intent_v1.md")
 
 

@@ -1,6 +1,5 @@
 """The batch job killed with SIGKILL at random moments and started again: the same store as without a kill."""
 
-import os
 import random
 import signal
 import subprocess
@@ -99,7 +98,7 @@ def test_a_killed_and_restarted_job_gives_the_same_result(tmp_path: Path) -> Non
             before = USERS
             break
         assert ended.returncode == -signal.SIGKILL, (moment, at, ended.stderr)
-        found = content(killed) if killed.is_file() and os.path.getsize(killed) else []
+        found = content(killed) if killed.is_file() and killed.stat().st_size else []
         assert len(found) % CHUNK == 0 and len(found) >= before, (moment, at)  # whole chunks, none lost
         assert set(found) <= set(expected), (moment, at)
         before = len(found)

@@ -43,7 +43,10 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path:
 
 def test_no_room_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(GenrecError, match="free some space, or set GENREC_CACHE"), whole_folder(tmp_path / "file" / "m"):
+    with (
+        pytest.raises(GenrecError, match="free some space, or set GENREC_CACHE"),
+        whole_folder(tmp_path / "file" / "m"),
+    ):
         pass
 
 

@@ -1,0 +1,463 @@
+"""The command line: light help, clean stdout, one line for wrong input, and the demo from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrec import commands, terminal
+from genrec.cli import main, parser
+from training.config import PACKAGED, PROTOCOLS, TOOLS, FitConfig
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("demo", "data", "fit", "instruct", "recommend", "trace", "eval", "ui")
+Capture = pytest.CaptureFixture[str]
+
+
+def start(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
+    """`genrec` in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+    return subprocess.Popen([sys.executable, "-m", "genrec", *arguments], env=environment, **pipes)
+
+
+def error_of(capsys: Capture, *arguments: str) -> str:
+    """The one line of an exit with 2; stdout must be empty."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("genrec: error: ")]
+    assert out == "" and len(lines) == 1 and "Traceback" not in err
+    return lines[0]
+
+
+def json_of(capsys: Capture, *arguments: str) -> Any:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for the language model; the list fills with one entry per start."""
+    import serving.llm
+
+    reply = json.dumps({"situation": "a tea drinker", "intents": ["tea"], "look_for": "green tea"})
+    starts: list[str] = []
+
+    def open_model(backend: str, model: str | None, **_: Any) -> serving.llm.Scripted:
+        starts.append(backend)
+        return serving.llm.Scripted(lambda chat: reply)
+
+    monkeypatch.setattr(serving.llm, "open_model", open_model)
+    return starts
+
+
+# -- help and flags ---------------------------------------------------------------------------------
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    script = f"""
+import contextlib, io, sys
+from genrec.cli import main
+for command in [[], *[[c] for c in {COMMANDS}]]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    assert said.getvalue().startswith("usage: genrec"), command
+print(*[m for m in ("torch", "transformers", "pandas", "numpy", "pyarrow", "scipy", "gradio", "rich", "vllm")
+        if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_every_command_is_in_the_help(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and all(f"\n    {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["guess"],
+        ["fit"],
+        ["fit", "--data", "x", "--out", "y", "--protocol", "guess"],
+        ["fit", "--data", "x", "--out", "y", "--epoch", "3"],  # no abbreviations
+        ["recommend"],
+        ["recommend", "--user", "a", "--history", "b"],
+        ["recommend", "--history", "[1,"],
+        ["recommend", "--history", '[["a"]]'],
+        ["instruct", "--users", "-1"],
+        ["ui", "--port", "70000"],
+    ],
+)
+def test_wrong_flags_exit_with_2(arguments: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and "error:" in err
+
+
+def test_fit_has_a_flag_for_every_setting() -> None:
+    default = FitConfig("ml-100k", Path("out"))
+    read = parser().parse_args(["fit", "--data", "ml-100k", "--out", "out"])
+    assert {f.name: getattr(read, f.name) for f in dataclasses.fields(FitConfig)} == vars(default)
+    changed = [
+        "--epochs=3",
+        "--dropout=0",
+        "--tools=ease, markov",
+        "--bf16",
+        "--protocol=rolling",
+        "--embeddings=e.npy",
+    ]
+    read = parser().parse_args(["fit", "--data=x", "--out=o", *changed])
+    assert (read.epochs, read.dropout, read.tools, read.bf16) == (3, 0.0, ("ease", "markov"), True)
+    assert (read.protocol, read.embeddings, read.out) == ("rolling", "e.npy", Path("o"))
+    assert parser().parse_args(["fit", "--data=x", "--out=o", "--tools="]).tools == ()
+
+
+def test_the_settings_name_what_exists() -> None:
+    from genrec.tokenizer import embeddings
+    from genrec.tools import FLOORS
+    from training.fit import SPLITS
+
+    assert tuple(FLOORS) == TOOLS and tuple(SPLITS) == PROTOCOLS and embeddings.PACKAGED == PACKAGED
+
+
+def test_demo_settings_are_settings() -> None:
+    FitConfig(out=Path("out"), **commands.DEMO_FIT)
+
+
+def test_identifiers_may_hold_commas() -> None:
+    def read(text: str) -> list[str]:
+        return parser().parse_args(["trace", "--history", text]).history
+
+    assert read(" a, b ,,c") == ["a", "b", "c"] and read("") == [] and read('["a,b", 7]') == ["a,b", "7"]
+
+
+# -- data -------------------------------------------------------------------------------------------
+
+
+def test_data_describes_a_source(shop_folder: Path, capsys: Capture) -> None:
+    found = json_of(capsys, "data", str(shop_folder))
+    assert (found["users"], found["items"], found["rated_events"]) == (40, 60, 0)
+    assert found["scenarios"]["home"]["requests"] == 40 and "favourites" not in found["scenarios"]
+    assert found["splits"]["leave-one-out"]["train"] == found["events"] - 80
+    assert "users with 12 events" in found["splits"]["rolling"]["error"]
+    assert main(["data", str(shop_folder)]) == 0
+    out = capsys.readouterr().out
+    assert "leave-one-out" in out and "The start page" in out and "Tea number 0. tea" in out
+
+
+def test_data_saves_what_it_checked(shop_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    first = json_of(capsys, "data", str(shop_folder), "--save", str(tmp_path / "kept"))
+    again = json_of(capsys, "data", str(tmp_path / "kept"))
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("events", "items", "says"),
+    [
+        ("user,item\na,x\n", None, "no column 'timestamp'"),
+        ("user,item,timestamp\na,x,soon\n", None, "line 2"),
+        ("", None, "empty"),
+        ("user,item,timestamp\na,y,1\n", "item,title\nx,X\n", "'y' is not in"),
+        ("user,item,timestamp\na,x,1\n", "item,title\nx,X\nx,Y\n", "there twice"),
+        ("user,item,timestamp,pos\na,x,9,1\na,y,2,2\n", None, "timestamps out of order"),
+    ],
+)
+def test_bad_data_is_one_line(events: str, items: str | None, says: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "interactions.csv").write_text(events)
+    if items:
+        (tmp_path / "items.csv").write_text(items)
+    assert says in error_of(capsys, "data", str(tmp_path))
+    assert says in error_of(capsys, "fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+
+
+# -- fit --------------------------------------------------------------------------------------------
+
+SMALL = ("--epochs=1", "--d-model=16", "--layers=1", "--codes=8")
+
+
+def test_fit_makes_the_bundle_that_recommend_reads(shop_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    own = str(shop_folder / "embeddings.npy")
+    flags = ["--data", str(shop_folder), "--out", str(tmp_path / "b"), "--embeddings", own, *SMALL]
+    found = json_of(capsys, "fit", *flags)
+    assert found["bundle"] == str(tmp_path / "b") and found["settings"]["epochs"] == 1
+    assert len(json_of(capsys, "recommend", "--bundle", str(tmp_path / "b"), "--user", "u1")["recommended"]) == 10
+    assert main(["fit", *flags]) == 0  # there already: shows its table
+    out, err = capsys.readouterr()
+    assert "is there already" in err and "genrec fused" in out and "genrec recommend --bundle" in out
+    assert "other settings" in error_of(capsys, "fit", *flags, "--seed=1")
+
+
+def test_ctrl_c_ends_a_fit_with_130_and_it_goes_on(shop_folder: Path, tmp_path: Path) -> None:
+    own = str(shop_folder / "embeddings.npy")
+    flags = ["--data", str(shop_folder), "--out", str(tmp_path / "b"), "--embeddings", own, *SMALL]
+    running = start("fit", *flags)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith(b"semantic-ids"):
+            running.send_signal(signal.SIGINT)
+            break
+    _, err = running.communicate(timeout=600)
+    assert running.returncode == 130 and b"interrupted" in err and not (tmp_path / "b").exists()
+    again = start("fit", *flags)
+    _, err = again.communicate(timeout=600)
+    assert again.returncode == 0 and b"semantic-ids: done before" in err and (tmp_path / "b" / "bundle.json").is_file()
+
+
+# -- recommend and trace ----------------------------------------------------------------------------
+
+
+def test_recommend_keeps_to_its_filters(tiny_bundle: Path, capsys: Capture) -> None:
+    ask = ("recommend", "--bundle", str(tiny_bundle), "--history", "tea-1,tea-2", "--k", "5")
+    found = json_of(capsys, *ask)
+    items = [r["item"] for r in found["recommended"]]
+    assert len(items) == 5 and not {"tea-1", "tea-2"} & set(items)
+    assert found["user"] is None and found["instruction_source"] == "default"
+    without = [r["item"] for r in json_of(capsys, *ask, "--deny", items[0])["recommended"]]
+    assert items[0] not in without and items[1] in without
+    only = json_of(capsys, *ask, "--allow", "jam-1,jam-2,tea-1")["recommended"]
+    assert {r["item"] for r in only} == {"jam-1", "jam-2"}
+    assert json_of(capsys, *ask, "--allow", "tea-1")["recommended"] == []
+    assert main([*ask, "--allow", "tea-1"]) == 0 and "Nothing is left" in capsys.readouterr().out
+
+
+def test_an_empty_history_gets_popular_items(tiny_bundle: Path, capsys: Capture) -> None:
+    found = json_of(capsys, "trace", "--bundle", str(tiny_bundle), "--history", "", "--k", "3")
+    assert found["context"]["history"] == [] and set(found["fusion_weights"]) == {"popularity"}
+    assert len(found["recommended"]) == 3
+
+
+def test_trace_is_readable_and_safe(tiny_bundle: Path, capsys: Capture) -> None:
+    ask = ("trace", "--bundle", str(tiny_bundle), "--history", "coffee-1,tea-3", "--scenario", "item")
+    whole = json_of(capsys, *ask)
+    assert whole["context"]["trigger"]["item"] == "tea-3" and {e["tool"] for e in whole["evidence"]} == set(TOOLS)
+    assert main(ask) == 0
+    out = capsys.readouterr().out
+    for said in ("Fusion weights:", "Tool markov:", "The generator's own list", "Seconds:", "[bold]tea"):
+        assert said in out
+    assert whole["recommended"][0]["title"] in out
+    assert not [c for c in out if c != "\n" and not c.isprintable()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--user", "nobody"], "unknown user 'nobody'"),
+        (["--history", "tea-1,ghost"], "unknown item 'ghost'"),
+        (["--history", "tea-1", "--scenario", "guess"], "unknown scenario 'guess'"),
+        (["--history", "tea-1", "--k", "0"], "at least 1"),
+        (["--history", "tea-1", "--deny", "ghost"], "unknown item 'ghost'"),
+        (["--history", "tea-1", "--scenario", "item", "--trigger", "\x1b[31mghost"], "unknown item"),
+    ],
+)
+def test_a_wrong_request_is_one_line(arguments: list[str], says: str, tiny_bundle: Path, capsys: Capture) -> None:
+    line = error_of(capsys, "recommend", "--bundle", str(tiny_bundle), *arguments)
+    assert says in line and line.isprintable()
+
+
+def test_a_bad_bundle_is_one_line(own_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    def ask() -> list[str]:
+        return [
+            error_of(capsys, command, "--bundle", str(own_bundle), *more)
+            for command, *more in (["recommend", "--user", "u1"], ["eval"], ["eval", "--again"], ["instruct"])
+        ]
+
+    weights = own_bundle / "generator" / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1])
+    assert all("damaged" in line for line in ask())
+    weights.write_bytes(kept)
+    manifest = own_bundle / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    assert all("format 99" in line for line in ask())
+    assert "no such folder" in error_of(capsys, "recommend", "--bundle", str(tmp_path / "none"), "--user", "u1")
+
+
+# -- eval -------------------------------------------------------------------------------------------
+
+
+def test_eval_prints_the_stored_table(tiny_bundle: Path, capsys: Capture) -> None:
+    stored = json.loads((tiny_bundle / "report" / "report.json").read_text())
+    assert json_of(capsys, "eval", "--bundle", str(tiny_bundle)) == stored
+    assert main(["eval", "--bundle", str(tiny_bundle)]) == 0
+    out = capsys.readouterr().out
+    for row in stored["rows"]:
+        assert row["system"] in out and f"{row['metrics']['HR@10']['mean']:.4f}" in out
+    assert "genrec fused - floors fused" in out and "95 % intervals" in out
+
+
+def test_eval_again_measures_the_same(tiny_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    stored = json.loads((tiny_bundle / "report" / "report.json").read_text())
+    found = json_of(capsys, "eval", "--bundle", str(tiny_bundle), "--again", "--out", str(tmp_path / "report"))
+    assert found["rows"] == stored["rows"] and found["comparisons"] == stored["comparisons"]
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == found
+    assert "give --again too" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--out", str(tmp_path))
+
+
+# -- instruct and demo ------------------------------------------------------------------------------
+
+
+def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], capsys: Capture) -> None:
+    ask = ("instruct", "--bundle", str(own_bundle), "--users", "3", "--backend", "transformers")
+    done = json_of(capsys, *ask)
+    assert (done["asked"], done["written"], done["stored"]) == (3, 3, 3) and scripted == ["transformers"]
+    done = json_of(capsys, *ask)
+    assert (done["current"], done["written"], done["stored"]) == (3, 0, 3) and len(scripted) == 1
+    assert main(["instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u9"]) == 0
+    out = capsys.readouterr().out
+    assert "2/2 users: 1 written, 1 up to date" in out and "for u1: green tea (written by scripted)" in out
+    assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
+
+
+def test_the_prompt_holds_what_the_tools_say(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    import serving.llm
+
+    model = serving.llm.Scripted(lambda chat: '{"situation":"s","intents":["i"],"look_for":"l"}')
+    monkeypatch.setattr(serving.llm, "open_model", lambda *_, **__: model)
+    assert main(["instruct", "--bundle", str(own_bundle), "--user", "u1"]) == 0
+    assert "Many people chose" in model.calls[0][-1]["content"] or "also chose" in model.calls[0][-1]["content"]
+
+
+def test_demo_goes_from_data_to_a_trace(
+    tiny_config: Callable[..., FitConfig],
+    tmp_path: Path,
+    scripted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    settings = vars(tiny_config(tmp_path / "unused", epochs=1)) | {"embeddings": ""}
+    monkeypatch.setattr(commands, "DEMO_FIT", {k: v for k, v in settings.items() if k != "out"})
+    ask = ["demo", "--no-ui", "--bundle", str(tmp_path / "demo"), "--users", "4"]
+    assert main(ask) == 0
+    first = capsys.readouterr().out
+    for said in ("popularity", "floors fused", "generator", "genrec fused", "Instruction (stored): look for green tea"):
+        assert said in first
+    assert scripted == ["auto"]
+
+    import training.fit
+
+    monkeypatch.setattr(training.fit, "fit", lambda *_: pytest.fail("the second run fitted again"))
+    assert main(ask) == 0
+    out, err = capsys.readouterr()
+    assert "is there from before" in err and "4 users are up to date" in err and len(scripted) == 1
+    assert out.split("Seconds:")[0] == first.split("Seconds:")[0]
+    found = json_of(capsys, "recommend", "--bundle", str(tmp_path / "demo"), "--user", "u1", "--instruction", "jam")
+    assert (found["instruction"], found["instruction_source"]) == ("jam", "given")
+
+
+def test_demo_ends_in_the_page(
+    tiny_bundle: Path, own_bundle: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    import ui.app
+
+    served: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(ui.app, "serve", lambda *arguments: served.append(arguments))
+    monkeypatch.setattr(ui.app, "launch", lambda *arguments: served.append(arguments))
+    assert main(["demo", "--bundle", str(own_bundle), "--users", "0", "--port", "7999"]) == 0
+    assert main(["ui", "--bundle", str(tiny_bundle), "--host", "0.0.0.0"]) == 0
+    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860)] and scripted == []
+    assert served[0][0].bundle.folder == own_bundle and served[1][0] == tiny_bundle
+
+
+def test_a_missing_gradio_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for command in ("ui", "demo"):
+        assert "pip install 'genrec[ui]'" in error_of(capsys, command, "--bundle", "nowhere")
+
+
+# -- exits and streams ------------------------------------------------------------------------------
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def run(_: object) -> None:
+        raise error
+
+    return run
+
+
+def test_a_fault_of_ours_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    for error in (RuntimeError("odd"), OSError(errno.EIO, "odd")):
+        monkeypatch.setattr(commands, "data", failing(error))
+        assert main(["data", "x"]) == 1
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_and_ctrl_c_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    words = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors
+    for error in (OSError(errno.ENOSPC, "No space left on device", "/x"), RuntimeError(words)):
+        monkeypatch.setattr(commands, "data", failing(error))
+        assert "no space left on the disk" in error_of(capsys, "data", "x")
+    monkeypatch.setattr(commands, "data", failing(KeyboardInterrupt()))
+    assert main(["data", "x"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_goes_away_is_no_fault(more: list[str], shop_folder: Path) -> None:
+    running = start("data", str(shop_folder), *more)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    err = running.stderr.read()
+    assert running.wait() == 141 and err == b""
+
+
+def test_only_json_is_on_stdout(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(_: object) -> None:
+        with terminal.work("noise") as report:
+            os.write(1, b"from C++\n")
+            sys.stdout.write("from Python\n")
+            report("from us")
+        terminal.show_json({"ok": "é"})
+
+    monkeypatch.setattr(commands, "data", noisy)
+    assert main(["data", "x", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"ok": "é"} and all(said in err for said in ("from C++", "from Python", "from us"))
+
+
+def test_json_survives_a_stdout_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    terminal.show_json(["Café"])
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue()) == ["Café"]
+
+
+def test_text_for_a_terminal_is_one_bounded_printable_line() -> None:
+    assert terminal.plain("a\x1b[31mb\r\n\u202ec\x07") == "a [31mb c"
+    assert terminal.plain("x" * 100, 10) == "x" * 9 + "…" and terminal.plain(None) == "None"
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal.work("fit") as report:
+        report("generator: step 1,500 of 3,000, loss 2.0 [red]x")
+        report("data: 5 users\x1b[2J")
+        report("teaching: 7 of 7 positions")
+    out, err = capsys.readouterr()
+    assert out == "" and "data: 5 users" in err and "\x1b[2J" not in err and "[red]x" in err
