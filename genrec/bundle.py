@@ -33,7 +33,6 @@ from genrec.tools import FLOORS, Tool
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
-    from genrec.generator.prior import Calibration
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -137,17 +136,8 @@ class Bundle:
 
     @cached_property
     def weights(self) -> dict[str, dict[str, float]]:
-        """Chosen on validation: fusion weights, "floors" for the tools alone and "fused" with the generator; and
-        "prior", see calibration."""
+        """Fusion weights chosen on validation: "floors" for the tools alone, "fused" with the generator."""
         return read_json(self.folder / "fusion.json")
-
-    @cached_property
-    def calibration(self) -> Calibration | None:
-        """Of the tools' prior that steers the generator; None where there is none."""
-        from genrec.generator.prior import Calibration
-
-        found = self.weights["prior"]
-        return Calibration(**found) if found else None
 
     @cached_property
     def store(self) -> InstructionStore:

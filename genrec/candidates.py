@@ -1,8 +1,7 @@
 """Consult and generate: the shortlist of items for each request, with what every part says of each.
 
-The tools' own fusion becomes the prior that steers the generator's beam (generator/prior.py). The shortlist joins
-that beam with the tools' best items; the generator's exact log-probability is computed for all of it
-(`score_items`), so no item is judged by half the parts.
+The shortlist joins the beam of the generator with the best items of the tools' own fusion; the generator's
+exact log-probability is computed for all of it (`score_items`), so no item is judged by half the parts.
 
 Fusion is a weighted sum: tools' scores standardised over the catalogue (mean 0, standard deviation 1 per
 request), the generator's log-probability in nats. It reads as a product of experts.
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from genrec.generator.model import GeneratorModel
-    from genrec.generator.prior import Calibration
 
 GENERATOR = "generator"
 POPULARITY = "popularity"
@@ -77,21 +75,16 @@ def shortlist(
     model: GeneratorModel | None,
     allowed: np.ndarray,
     instructions: np.ndarray | None = None,
-    calibration: Calibration | None = None,
     width: int = 50,
     most: int = 100,
 ) -> Shortlist:
     """The shortlist of B requests. allowed: bool [B, N]; instructions: float [B, text_dim], NaN rows for none;
-    calibration: of the tools' prior, None to let the generator speak alone; width: beams; most: items taken from
-    the tools' fusion. model None leaves the generator out."""
-    from genrec.generator.prior import best_items
-
+    width: beams; most: items taken from the tools' fusion. model None leaves the generator out."""
     clock = time.perf_counter()
     seconds: dict[str, float] = {}
     raw = {name: tool.score_all(contexts) for name, tool in tools.items()}
     standard = {name: standardise(scores) for name, scores in raw.items()}
     best = np.full((len(contexts), 0), -1, np.int32)
-    values = np.zeros((len(contexts), 0), np.float32)
     if standard:
         floors = np.zeros(allowed.shape, np.float32)
         for name, weight in floor_weights.items():
@@ -100,7 +93,10 @@ def shortlist(
         if POPULARITY in standard:  # who has no history hears what everybody likes
             floors[silent] = standard[POPULARITY][silent]
             silent = ~floors.any(1)
-        best, values = best_items(np.where(allowed & ~silent[:, None], floors, -np.inf), most)
+        masked = np.where(allowed & ~silent[:, None], floors, -np.inf)
+        k = min(most, masked.shape[1])
+        best = np.argpartition(-masked, k - 1, axis=1)[:, :k]
+        best = np.where(np.isfinite(np.take_along_axis(masked, best, 1)), best, -1)
     seconds["tools"] = time.perf_counter() - clock
     beam = np.zeros((len(contexts), 0), np.int64)
     beam_scores = np.zeros((len(contexts), 0), np.float32)
@@ -110,19 +106,15 @@ def shortlist(
     else:
         import torch
 
-        from genrec.generator.prior import DEPTH, make_prior
         from genrec.generator.search import beam_search, make_history, make_request, score_items
 
         device = model.device
         history = make_history(contexts, model.config.max_history).to(device)
-        prior = None
-        if calibration is not None and best.shape[1]:
-            prior = make_prior(best[:, :DEPTH], values[:, :DEPTH], calibration).to(device)
-        request = make_request(model, contexts, instructions, prior).to(device)
-        found = beam_search(model, history, request, width, torch.from_numpy(allowed).to(device), prior)
+        request = make_request(model, contexts, instructions).to(device)
+        found = beam_search(model, history, request, width, torch.from_numpy(allowed).to(device))
         beam, beam_scores = found.items.cpu().numpy(), found.scores.cpu().numpy()
         rows = _join(beam, best)
-        likelihood = score_items(model, history, request, torch.from_numpy(rows).to(device), prior).cpu().numpy()
+        likelihood = score_items(model, history, request, torch.from_numpy(rows).to(device)).cpu().numpy()
         parts = {GENERATOR: np.where(rows < 0, 0, likelihood).astype(np.float32)}
         seconds["generator"] = time.perf_counter() - clock
     at = np.maximum(rows, 0)

@@ -126,7 +126,6 @@ class Recommender:
             self.bundle.generator,
             allowed,
             vectors,
-            self.bundle.calibration,
             width=max(self.width, k),
             most=max(100, k),
         )

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,10 +105,12 @@ class VLLM:
 
         cuda = torch.cuda.is_available()
         set_num_threads = torch.set_num_threads  # the CPU worker replaces it by one that does nothing
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # what it logs while it is imported
         try:
-            from vllm import LLM
+            with warnings.catch_warnings(), quiet_transformers():
+                warnings.simplefilter("ignore")
+                from vllm import LLM
 
-            with quiet_transformers():
                 self._llm: Any = LLM(
                     model=path,
                     dtype=dtype,

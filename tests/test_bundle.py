@@ -25,7 +25,7 @@ def test_every_file_is_of_a_safe_kind(tiny_bundle: Path) -> None:
 def test_a_moved_bundle_still_loads(copy: Path) -> None:
     bundle = Bundle.load(copy)
     assert len(bundle.dataset.catalog) == 60 == len(bundle.semantic_ids.codes)
-    assert set(bundle.weights) == {"floors", "prior", "fused"}
+    assert set(bundle.weights) == {"floors", "fused"}
 
 
 def test_a_truncated_file_is_named(copy: Path) -> None:

@@ -26,9 +26,8 @@ class FitConfig:
     dropout: float = field(default=0.1, metadata={"help": "dropout of the generator"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the generator"})
     positions: int = field(default=1024, metadata={"help": "training positions per batch"})
-    consulting: float = field(default=0.5, metadata={"help": "share of training positions steered by the tools' prior"})
     teaching: float = field(
-        default=0.7, metadata={"help": "of the other positions, the share whose target the tools propose"}
+        default=0.7, metadata={"help": "share of the training targets that tools propose, none of them fitted on it"}
     )
     max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
     levels: int = field(default=3, metadata={"help": "codes per semantic ID"})
@@ -53,9 +52,8 @@ class FitConfig:
         for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
             if getattr(self, name) < 1:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("teaching", "consulting"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        if not 0 <= self.teaching <= 1:
+            raise GenrecError(f"teaching is {self.teaching}; it must be between 0 and 1")
         if not 0 <= self.dropout < 1:
             raise GenrecError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
 

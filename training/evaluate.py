@@ -4,8 +4,7 @@
 
 Weights are chosen on validation requests; the test requests are ranked once. One pass over the requests serves
 all systems, so that each row of the table stands on the same inputs. "floors fused" is the tools' fusion without
-the generator; "generator alone" is its beam without any tool; "generator steered" is its beam under the tools'
-prior; "genrec fused" is what the recommender serves.
+the generator; "generator alone" is its beam without any tool; "genrec fused" is what the recommender serves.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
-from genrec.contracts import UserContext
 from genrec.data import EvalSet, Sequences, Split
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
-from genrec.generator.prior import Calibration, best_items, calibrate
 from genrec.tools import Tool
 from genrec.tools.fusion import fit_weights, search_weights, standardise
 
@@ -33,8 +30,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 WIDTH = 50
-FLOORS_ROW, FUSED_ROW = "floors fused", "genrec fused"
-ALONE_ROW, STEERED_ROW = "generator alone", "generator steered"
+FLOORS_ROW, ALONE_ROW, FUSED_ROW = "floors fused", "generator alone", "genrec fused"
 
 
 def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
@@ -43,41 +39,24 @@ def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
         yield requests.take(np.arange(start, min(start + size, len(requests))))
 
 
-def alone(model: GeneratorModel, contexts: list[UserContext], width: int) -> np.ndarray:
-    """The generator's own beam without any tool, int64 [B, width]."""
-    items = model.trie.items  # type: ignore[union-attr]
-    return shortlist(contexts, {}, {}, model, allowed_items(contexts, items), width=width).beam
-
-
 def generator_ndcg(model: GeneratorModel, requests: EvalSet, width: int = 20) -> float:
     """NDCG@10 of the generator alone."""
-    lists = np.concatenate([alone(model, piece.contexts, width) for piece in chunks(requests)])
-    return float(ndcg(rank_lists(ALONE_ROW, lists, requests).ranks, 10).mean())
-
-
-def calibrate_prior(
-    tools: Mapping[str, Tool], weights: Mapping[str, float], validation: EvalSet
-) -> Calibration | None:
-    """The calibration of the tools' prior that makes the validation targets likeliest; None without tools."""
-    if not any(weights.values()):
-        return None
-    found = []
-    for piece in chunks(validation):
-        scores = np.sum([np.float32(w) * standardise(tools[n].score_all(piece.contexts)) for n, w in weights.items() if w], 0)
-        items = scores.shape[1]
-        found.append(best_items(np.where(allowed_items(piece.contexts, items), scores, -np.inf)))
-    rows, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return calibrate(rows, values, validation.targets, items)
+    items = model.trie.items  # type: ignore[union-attr]
+    beams = [
+        shortlist(piece.contexts, {}, {}, model, allowed_items(piece.contexts, items), width=width).beam
+        for piece in chunks(requests)
+    ]
+    return float(ndcg(rank_lists(ALONE_ROW, np.concatenate(beams), requests).ranks, 10).mean())
 
 
 def shortlists(
-    parts: Bundle, requests: EvalSet, floors: Mapping[str, float], calibration: Calibration | None
+    parts: Bundle, requests: EvalSet, floors: Mapping[str, float]
 ) -> Iterator[tuple[EvalSet, Shortlist]]:
     """Each chunk of requests with its shortlist, seen items left out."""
     items = len(parts.dataset.catalog)
     for piece in chunks(requests):
         allowed = allowed_items(piece.contexts, items)
-        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, None, calibration, WIDTH)
+        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, width=WIDTH)
 
 
 def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, float]:
@@ -93,10 +72,10 @@ def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, f
 
 
 def fused_weights(
-    parts: Bundle, validation: EvalSet, floors: Mapping[str, float], calibration: Calibration | None
+    parts: Bundle, validation: EvalSet, floors: Mapping[str, float]
 ) -> dict[str, float]:
-    """Weights of tools and steered generator together, by NDCG@10 on validation requests."""
-    found = list(shortlists(parts, validation, floors, calibration))
+    """Weights of tools and generator together, by NDCG@10 on validation requests."""
+    found = list(shortlists(parts, validation, floors))
     most = max(s.rows.shape[1] for _, s in found)
     rows = np.concatenate([np.pad(s.rows, ((0, 0), (0, most - s.rows.shape[1])), constant_values=-1) for _, s in found])
     blocks = {
@@ -122,12 +101,12 @@ def rank_systems(
 ) -> list[Ranked]:
     """Every system on the same requests, in the order of the table's rows."""
     weights = parts.weights
-    names = [*parts.tools, FLOORS_ROW, ALONE_ROW, STEERED_ROW, FUSED_ROW]
+    names = [*parts.tools, FLOORS_ROW, ALONE_ROW, FUSED_ROW]
     ranks: dict[str, list[np.ndarray]] = {name: [] for name in names}
     lists: dict[str, list[np.ndarray]] = {name: [] for name in names}
     ties = tie_numbers(len(requests))
     done = 0
-    for piece, found in shortlists(parts, requests, weights["floors"], parts.calibration):
+    for piece, found in shortlists(parts, requests, weights["floors"]):
         seen, tie = seen_index(piece.contexts), ties[done : done + len(piece)]
         scores = dict(found.raw)
         if found.raw:
@@ -139,9 +118,8 @@ def rank_systems(
             lists[name].append(top_lists(block, seen, 10))
         fused = found.fuse(weights["fused"])
         order = np.argsort(-fused, axis=1, kind="stable")
-        lonely = alone(parts.generator, piece.contexts, WIDTH)
         served = np.take_along_axis(found.rows, order, 1)
-        for name, ranked in ((ALONE_ROW, lonely), (STEERED_ROW, found.beam), (FUSED_ROW, served)):
+        for name, ranked in ((ALONE_ROW, found.beam), (FUSED_ROW, served)):
             result = rank_lists(name, ranked, piece)
             ranks[name].append(result.ranks)
             lists[name].append(result.lists)
@@ -157,7 +135,7 @@ def make_report(systems: list[Ranked], requests: EvalSet, parts: Bundle, train: 
     rows = [row for ranked in systems for row in rows_of(ranked, requests, counts=counts, vectors=vectors)]
     by_name = {r.system: r for r in systems}
     pairs = []
-    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (STEERED_ROW, FLOORS_ROW), (ALONE_ROW, FLOORS_ROW)):
+    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (ALONE_ROW, FLOORS_ROW)):
         if system in by_name and baseline in by_name:
             pairs += compare(by_name[system], by_name[baseline], requests)
     return Report(f"{parts.dataset.name}, {requests.name}", tuple(rows), tuple(pairs), about)

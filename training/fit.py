@@ -14,7 +14,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,6 @@ from training.config import FitConfig
 if TYPE_CHECKING:
     from genrec.generator.batches import TrainingData
     from genrec.generator.model import GeneratorModel
-    from genrec.generator.prior import Calibration
     from training.generator import Progress
 
 Report = Callable[[str], None]
@@ -150,20 +148,13 @@ class Fit:
         return "fitted on the training events"
 
     def choose_floor_weights(self) -> str:
-        from training.evaluate import calibrate_prior, floor_weights
+        from training.evaluate import floor_weights
 
         tools = self.parts().tools
         sample = self.split.validation.sample(4000, seed=2)
         weights = floor_weights(tools, sample)
-        prior = calibrate_prior(tools, weights, sample)
-        write_json(self.work / "floors.json", {"floors": weights, "prior": asdict(prior) if prior else None})
+        write_json(self.work / "floors.json", {"floors": weights})
         return ", ".join(f"{name} {w:g}" for name, w in weights.items() if w) or "none"
-
-    def calibration(self) -> Calibration | None:
-        from genrec.generator.prior import Calibration
-
-        found = read_json(self.work / "floors.json")["prior"]
-        return Calibration(**found) if found else None
 
     def teach(self) -> str:
         """The tools' proposals at the training positions, each from tools not fitted on its user."""
@@ -172,7 +163,7 @@ class Fit:
         from genrec.generator.teacher import teach
 
         weights = {n: w for n, w in read_json(self.work / "floors.json")["floors"].items() if w}
-        if not (self.config.teaching or self.config.consulting) or not weights:
+        if not self.config.teaching or not weights:
             return "none"
         catalog, train = self.dataset.catalog, self.split.train
 
@@ -180,10 +171,10 @@ class Fit:
             self.report(f"teaching: {done:,} of {total:,} positions")
 
         tools = {n: FLOORS[n] for n in weights}
-        items, scores = teach(train, catalog, tools, weights, seed=self.config.seed, report=say)
+        taught = teach(train, catalog, tools, weights, seed=self.config.seed, report=say)
         with atomic(self.work / "taught.safetensors") as path:
-            save_file({"items": items, "scores": scores}, path)
-        return f"{', '.join(weights)} propose {items.shape[1]} items at each position"
+            save_file({"taught": taught}, path)
+        return f"{', '.join(weights)} propose {taught.shape[1]} items at each position"
 
     def embed_queries(self) -> str:
         """Query embeddings for the search scenario: words of each title, and the narrowest category."""
@@ -216,17 +207,14 @@ class Fit:
                 tasks.append(ScenarioTask(name, mask, SHARES[name], about.trigger, about.query))
         ids = {name: i for i, name in enumerate(model.config.scenarios)}
         path = self.work / "taught.safetensors"
-        taught = load_file(path) if path.exists() else None
         return TrainingData(
             self.split.train,
             tuple(tasks),
             ids,
             table,
             model.config.text_dim,
-            taught=None if taught is None else (taught["items"], taught["scores"]),
-            consulting=self.config.consulting,
+            taught=load_file(path)["taught"] if path.exists() else None,
             teaching=self.config.teaching,
-            calibration=self.calibration(),
         )
 
     def new_generator(self) -> GeneratorModel:
@@ -302,7 +290,7 @@ class Fit:
 
         chosen = read_json(self.work / "floors.json")
         sample = self.split.validation.sample(4000, seed=2)
-        fused = fused_weights(self.parts(), sample, chosen["floors"], self.calibration())
+        fused = fused_weights(self.parts(), sample, chosen["floors"])
         write_json(self.folder / "fusion.json", chosen | {"fused": fused})
         return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
 

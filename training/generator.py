@@ -22,7 +22,6 @@ from torch import Tensor
 from genrec.errors import GenrecError
 from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.model import GeneratorModel
-from genrec.generator.prior import Prior
 from genrec.io import atomic, read_json, write_json
 
 
@@ -69,11 +68,7 @@ def loss_of(model: GeneratorModel, batch: Batch) -> tuple[Tensor, Tensor]:
     memory = model.encode(batch.history)
     hidden = model.decode(memory, batch.request, batch.targets.clamp(min=0), (steps[:, None] - steps)[None])
     real = batch.targets >= 0
-    prior = None
-    if batch.prior is not None:  # silent where the tools are not consulted
-        mass = batch.prior.mass * batch.request.consulted.unsqueeze(-1)
-        prior = Prior(batch.prior.items[real], mass[real])
-    likelihood = model.log_likelihood(hidden[real], batch.targets[real], prior)
+    likelihood = model.log_likelihood(hidden[real], batch.targets[real])
     weight = batch.weights[real]
     return -(likelihood.sum(1) * weight).sum() / weight.sum().clamp(min=1e-6), -likelihood.detach().mean(0)
 
@@ -126,8 +121,12 @@ class Run:
             size = self.model.config.max_history
             self._epoch = (epoch, self.data.epoch(size, config.positions, config.seed, epoch))
         seed = config.seed * 1_000_003 + self.step
+        batch = self.data.batch(self._epoch[1][index], seed)
         device = self.model.device
-        batch = self.data.batch(self._epoch[1][index], seed).to(device)
+        if device.type != "cpu":
+            batch = Batch(
+                batch.history.to(device), batch.targets.to(device), batch.weights.to(device), batch.request.to(device)
+            )
         torch.manual_seed(seed)
         self.model.train()
         for group in self.optimizer.param_groups:

@@ -155,7 +155,7 @@ def scores(trace: Trace) -> str:
     names = [n for n in part_names(trace) if any(n in r.parts for r in trace.recommended)]
     head = "".join(f"<th>{safe(n, WORD)}<small>× {trace.weights.get(n, 0.0):.3g}</small></th>" for n in names)
     body = "".join(
-        f'<tr><td class="rank">{i}</td><td class="title">{safe(r.title)}</td>'
+        f'<tr><td class="rank">{i}</td><td class="title"><span>{safe(r.title)}</span></td>'
         + "".join(f'<td class="num">{r.parts[n]:.2f}</td>' if n in r.parts else "<td></td>" for n in names)
         + f'<td class="num"><b>{r.score:.2f}</b></td></tr>'
         for i, r in enumerate(trace.recommended, 1)

@@ -15,7 +15,6 @@ from torch import Tensor
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.generator.model import History, Request
-from genrec.generator.prior import Calibration, Prior, make_prior
 
 HOME = 0
 
@@ -35,29 +34,21 @@ class ScenarioTask:
 @dataclass(frozen=True)
 class Batch:
     """history [B, T] predicts targets, int64 rows [B, T], -1 where padded; weights: float [B, T], the behaviour
-    weight of each target; request [B, T]; prior: of the tools [B, T, K], or None."""
+    weight of each target; request [B, T]."""
 
     history: History
     targets: Tensor
     weights: Tensor
     request: Request
-    prior: Prior | None = None
-
-    def to(self, device: torch.device | str) -> Batch:
-        prior = None if self.prior is None else self.prior.to(device)
-        return Batch(
-            self.history.to(device), self.targets.to(device), self.weights.to(device), self.request.to(device), prior
-        )
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """train: the sequences. tasks: the scenarios beside home, whose position in the model's list is
     `scenario_ids`. queries: float32 [N, V, text_dim], V ways to ask for each item, NaN rows where there is none.
-    instruction_dropout: share of search positions that keep the learned default instruction.
-    taught: the tools' proposals at each event and their scores, [M, K] each (see teacher.py). consulting: share
-    of positions that have them as prior, made by `calibration`. teaching: of the other home positions, the
-    share that takes a proposal as target, drawn with a chance falling as 1 / rank."""
+    instruction_dropout: share of search positions that keep the learned default instruction. taught: int32
+    [M, depth], the tools' proposals at each event (see teacher.py); teaching: share of home positions that take
+    one of them as target, drawn with a chance falling as 1 / rank."""
 
     train: Sequences
     tasks: tuple[ScenarioTask, ...]
@@ -65,10 +56,8 @@ class TrainingData:
     queries: np.ndarray | None
     text_dim: int
     instruction_dropout: float = 0.1
-    taught: tuple[np.ndarray, np.ndarray] | None = None
-    consulting: float = 0.0
+    taught: np.ndarray | None = None
     teaching: float = 0.0
-    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.train.events == 0 or int(self.train.lengths.max()) < 2:
@@ -131,22 +120,16 @@ class TrainingData:
                 usable = ~np.isnan(vectors).any(1) & (rng.random(len(wanted)) >= self.instruction_dropout)
                 instruction[mine] = np.where(usable[:, None], vectors, 0)
                 instructed[mine] = usable
-        consulted = np.zeros(at.shape, bool)
-        prior = None
-        if self.taught is not None:
-            items, scores = self.taught
-            proposed = items[after, 0] >= 0
-            consulted = (rng.random(at.shape) < self.consulting) & real & proposed & (self.calibration is not None)
-            pupil = ~consulted & (scenario == 0) & (rng.random(at.shape) < self.teaching) & real
-            chance = np.cumsum(1 / np.arange(1, items.shape[1] + 1))
+        if self.taught is not None and self.teaching:
+            pupil = (draw >= 0) & (rng.random(at.shape) < self.teaching) & real
+            depth = self.taught.shape[1]
+            chance = np.cumsum(1 / np.arange(1, depth + 1))
             rank = np.searchsorted(chance / chance[-1], rng.random(int(pupil.sum())))
-            proposal = items[after[pupil], rank]
+            proposal = self.taught[after[pupil], rank]
             targets[pupil] = np.where(proposal >= 0, proposal, targets[pupil])
-            prior = make_prior(items[after], scores[after], self.calibration) if self.calibration else None
         return Batch(
             History(torch.from_numpy(rows).long(), torch.from_numpy(gaps).float(), torch.from_numpy(weights).float()),
             torch.from_numpy(targets).long(),
             torch.from_numpy(np.where(real, s.weights[after], 0)).float(),
-            Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed, consulted))),
-            prior,
+            Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed))),
         )

@@ -10,8 +10,6 @@ Ours, where the paper is silent:
   trains every position of a sequence.
 - A next-code distribution is normalised over the legal codes only, in training and in search alike
   ("legal normalisation"): P(item) is then a proper distribution over the catalogue.
-- The tools may steer every step (prior.py): their prior over the next codes is added to the logits with a trust
-  that the model reads off its own state. BOS tells the decoder whether they do.
 - A code's output embedding depends on where it stands in the tree: code embedding plus a projection of the
   mean text embedding of the items below that node; leaves add the item's own output embedding.
 """
@@ -27,12 +25,10 @@ from transformers import PreTrainedModel
 
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
-from genrec.generator.prior import Prior, log_prior
 from genrec.tokenizer.trie import Trie
 
 GAP_BUCKETS = 16
 DAY = 86400.0
-SOFTPLUS_OF_ONE = 0.5413  # softplus of this is 1: an untrained model trusts the tools as they are
 PREFIX = 3  # BOS, scenario, instruction
 
 
@@ -57,15 +53,13 @@ class Request:
     """What steers the decoder, per user and request position.
 
     scenario: int64 [B, Q]; trigger: int64 rows [B, Q], -1 for none; instruction: float [B, Q, text_dim];
-    instructed: bool [B, Q], False where the learned default stands in. consulted: bool [B, Q], True where a prior
-    of the tools comes with it.
+    instructed: bool [B, Q], False where the learned default stands in.
     """
 
     scenario: Tensor
     trigger: Tensor
     instruction: Tensor
     instructed: Tensor
-    consulted: Tensor
 
     def to(self, device: torch.device | str) -> Request:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
@@ -97,8 +91,7 @@ class GeneratorModel(PreTrainedModel):
         self.text_out = nn.ModuleList(nn.Linear(config.text_dim, d, bias=False) for _ in range(config.levels))
         self.gap = nn.Embedding(GAP_BUCKETS, d)
         self.weight = nn.Linear(1, d, bias=False)
-        self.start = nn.Embedding(2, d)
-        self.trust = nn.Linear(d, config.levels)
+        self.start = nn.Parameter(torch.empty(d))
         self.scenario = nn.Embedding(len(config.scenarios), d)
         self.no_trigger = nn.Parameter(torch.empty(d))
         self.trigger = nn.Linear(d, d, bias=False)
@@ -131,10 +124,8 @@ class GeneratorModel(PreTrainedModel):
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
         if module is self:
-            for parameter in (self.no_trigger, self.no_instruction, self.slot, self.empty):
+            for parameter in (self.start, self.no_trigger, self.no_instruction, self.slot, self.empty):
                 nn.init.normal_(parameter, std=0.02)
-        if module is getattr(self, "trust", None):
-            nn.init.zeros_(module.weight)
         if module is getattr(self, "item_out", None) or module in (self.encoder_bias, self.cross_bias):
             nn.init.zeros_(module.weight)
 
@@ -157,7 +148,6 @@ class GeneratorModel(PreTrainedModel):
             constants[f"node_text_{level}"] = F.normalize(pooled, dim=1).to(self.device)
             constants[f"node_code_{level}"] = trie.codes[level].to(self.device)
             constants[f"children_{level}"] = trie.children[level].to(self.device)
-            constants[f"leaves_{level}"] = torch.bincount(trie.path[:, level + 1]).float().to(self.device)
         constants["leaf_items"] = trie.leaf_items.to(self.device)
         constants["path"] = trie.path.to(self.device)
         for name, value in constants.items():
@@ -219,7 +209,7 @@ class GeneratorModel(PreTrainedModel):
             request.instructed.unsqueeze(-1), self.adapter(request.instruction.to(self.dtype)), self.no_instruction
         )
         scenario = self.scenario(request.scenario) + trigger
-        return torch.stack([self.start(request.consulted.long()), scenario, given], 2) + self.slot[:PREFIX]
+        return torch.stack([self.start.expand_as(given), scenario, given], 2) + self.slot[:PREFIX]
 
     def code_tokens(self, level: int, codes: Tensor) -> Tensor:
         """Vectors of chosen codes of a level, codes int64 [...] -> [..., d]."""
@@ -252,11 +242,10 @@ class GeneratorModel(PreTrainedModel):
         far = torch.full_like(distance[..., :1], self.config.max_history)
         return torch.cat([sink, memory], 1), torch.cat([far, distance], -1)
 
-    def child_scores(self, level: int, hidden: Tensor, nodes: Tensor, prior: Prior | None = None) -> Tensor:
-        """Log-probabilities of each node's children, normalised over the legal ones: [..., W, most children].
+    def child_scores(self, level: int, hidden: Tensor, nodes: Tensor) -> Tensor:
+        """Log-probabilities of each node's children, normalised over the legal ones: [..., most children].
 
-        hidden: [..., W, d]; nodes: int64 [..., W], of `level`; prior: of the tools [..., K], the same for the W
-        nodes. Padding holds MASKED.
+        hidden: [..., d]; nodes: int64 [...], of `level`. Padding holds MASKED.
         """
         table = getattr(self, f"children_{level}")
         children = table[nodes]
@@ -265,23 +254,14 @@ class GeneratorModel(PreTrainedModel):
             logits = (hidden @ vectors.T).gather(-1, children.clamp(min=0))
         else:
             logits = torch.einsum("...d,...cd->...c", hidden, vectors[children.clamp(min=0)])
-        logits = logits.float()
-        if prior is not None:
-            leaves = getattr(self, f"leaves_{level}")
-            known = log_prior(prior, self.path, level, nodes, children, leaves, len(self.item_text))
-            trust = F.softplus(self.trust(hidden)[..., level : level + 1].float() + SOFTPLUS_OF_ONE)
-            logits = logits + trust * known
-        return F.log_softmax(logits.masked_fill(children < 0, MASKED), -1)
+        return F.log_softmax(logits.float().masked_fill(children < 0, MASKED), -1)
 
-    def log_likelihood(self, hidden: Tensor, targets: Tensor, prior: Prior | None = None) -> Tensor:
-        """Log-probability of every code of the targets: hidden [P, levels, d], targets rows [P] -> [P, levels].
-
-        prior: [P, K]; where its mass is all zero it says nothing.
-        """
+    def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability of every code of the targets: hidden [P, levels, d], targets rows [P] -> [P, levels]."""
         out = []
         for level in range(self.config.levels):
             above, node = self.path[targets, level], self.path[targets, level + 1]
-            logits = self.child_scores(level, hidden[:, level, None], above[:, None], prior)[:, 0]
+            logits = self.child_scores(level, hidden[:, level], above)
             slot = node - getattr(self, f"children_{level}")[above, 0]
             out.append(logits.gather(1, slot[:, None])[:, 0])
         return torch.stack(out, 1)

@@ -21,7 +21,6 @@ from genrec.contracts import UserContext
 from genrec.errors import GenrecError
 from genrec.generator.layers import MASKED
 from genrec.generator.model import GeneratorModel, History, Request
-from genrec.generator.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,9 @@ def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
 
 
 def make_request(
-    model: GeneratorModel,
-    contexts: Sequence[UserContext],
-    instructions: np.ndarray | None = None,
-    prior: Prior | None = None,
+    model: GeneratorModel, contexts: Sequence[UserContext], instructions: np.ndarray | None = None
 ) -> Request:
-    """Scenario, trigger and instruction of each context; instructions: float [B, text_dim], NaN rows for none;
-    prior: what the tools say, [B, K], if they are consulted."""
+    """Scenario, trigger and instruction of each context; instructions: float [B, text_dim], NaN rows for none."""
     names = {name: i for i, name in enumerate(model.config.scenarios)}
     unknown = next((c.scenario for c in contexts if c.scenario not in names), None)
     if unknown is not None:
@@ -72,8 +67,7 @@ def make_request(
         raw = torch.from_numpy(np.asarray(instructions, np.float32))
         given = ~torch.isnan(raw).any(1, keepdim=True)
         vectors = torch.where(given, raw, 0.0).unsqueeze(1)
-    consulted = torch.zeros_like(given) if prior is None else (prior.mass > 0).any(1, keepdim=True)
-    return Request(scenario, trigger, vectors, given, consulted)
+    return Request(scenario, trigger, vectors, given)
 
 
 def allowed_counts(model: GeneratorModel, allowed: Tensor, level: int) -> Tensor:
@@ -85,14 +79,9 @@ def allowed_counts(model: GeneratorModel, allowed: Tensor, level: int) -> Tensor
 
 @torch.no_grad()
 def beam_search(
-    model: GeneratorModel,
-    history: History,
-    request: Request,
-    width: int,
-    allowed: Tensor | None = None,
-    prior: Prior | None = None,
+    model: GeneratorModel, history: History, request: Request, width: int, allowed: Tensor | None = None
 ) -> Beam:
-    """The best `width` items of each of B users. allowed: bool [B, N], all items when None; prior: [B, K].
+    """The best `width` items of each of B users. allowed: bool [B, N], all items when None.
 
     With width at least the number of nodes on every level this is exhaustive scoring.
     """
@@ -104,7 +93,7 @@ def beam_search(
     scores = torch.zeros(batch, 1, device=hidden.device)
     for level in range(model_levels):
         children = getattr(model, f"children_{level}")[nodes]  # [B, W, C], -1 where padded
-        values = model.child_scores(level, hidden, nodes, prior) + scores.unsqueeze(-1)
+        values = model.child_scores(level, hidden, nodes) + scores.unsqueeze(-1)
         legal = (children >= 0) & (scores > MASKED / 2).unsqueeze(-1)
         if allowed is not None:
             open_nodes = allowed_counts(model, allowed, level + 1) > 0
@@ -123,9 +112,7 @@ def beam_search(
 
 
 @torch.no_grad()
-def score_items(
-    model: GeneratorModel, history: History, request: Request, items: Tensor, prior: Prior | None = None
-) -> Tensor:
+def score_items(model: GeneratorModel, history: History, request: Request, items: Tensor) -> Tensor:
     """Exact log-probabilities of given items, int64 rows [B, M], -1 where padded -> float [B, M], -inf there."""
     rows = items.clamp(min=0)
     state = model.begin(history, request)
@@ -133,7 +120,7 @@ def score_items(
     total = torch.zeros(rows.shape, device=rows.device)
     for level in range(model.config.levels):
         above, node = model.path[rows, level], model.path[rows, level + 1]
-        values = model.child_scores(level, hidden, above, prior)
+        values = model.child_scores(level, hidden, above)
         slot = node - getattr(model, f"children_{level}")[above, 0]
         total = total + values.gather(-1, slot.unsqueeze(-1))[..., 0]
         if level < model.config.levels - 1:

@@ -1,9 +1,8 @@
 """What the tools would propose at every training position, for the generator to learn from.
 
 Ours, not the papers': a part of the training targets is drawn from the fused proposals of cheap tools
-(distillation), and a part of the positions is trained with the proposals as the prior that steers the beam
-(prior.py). The tools that speak at a position are *not fitted on it*: users are dealt into folds, and the tools
-for one fold are fitted on the others.
+(distillation). The tools that speak at a position are *not fitted on it*: users are dealt into folds, and the
+tools for one fold are fitted on the others. At serving the generator works without any tool.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import numpy as np
 
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog, Sequences
-from genrec.generator.prior import DEPTH, best_items
 from genrec.tools import Tool
 from genrec.tools.fusion import standardise
 
+DEPTH = 32  # proposals per position
 READ = 50  # newest events a teacher reads
 CHUNK = 512
 
@@ -31,15 +30,13 @@ def teach(
     depth: int = DEPTH,
     seed: int = 0,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """For every training event the rows that the tools propose from the events before it, best first, and their
-    fused scores: int32 and float16 [M, depth]; -1 where there are none (a user's first event, a shorter list).
-    Items seen before are left out.
+) -> np.ndarray:
+    """int32 [M, depth]: for every training event, the rows that the tools propose from the events before it,
+    best first; -1 where there are none (a user's first event, a shorter list). Items seen before are left out.
 
     tools: classes to fit; weights: of their standardised scores. Deterministic in seed.
     """
-    items = np.full((train.events, depth), -1, np.int32)
-    scores = np.zeros((train.events, depth), np.float16)
+    out = np.full((train.events, depth), -1, np.int32)
     fold = np.random.default_rng(seed).integers(0, folds, len(train))
     done = 0
     for f in range(folds):
@@ -52,12 +49,15 @@ def teach(
             total = sum(np.float32(weights[n]) * standardise(t.score_all(contexts)) for n, t in fitted.items())
             for row, e in enumerate(chunk):
                 total[row, train.items[train.offsets[train.user_of[e]] : e]] = -np.inf
-            best, values = best_items(total, depth)
-            items[chunk, : best.shape[1]] = best
-            scores[chunk, : best.shape[1]] = np.where(best >= 0, values, 0)
+            k = min(depth, total.shape[1])
+            best = np.argpartition(-total, k - 1, axis=1)[:, :k]
+            scores = np.take_along_axis(total, best, 1)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            best, scores = np.take_along_axis(best, order, 1), np.take_along_axis(scores, order, 1)
+            out[chunk, :k] = np.where(np.isfinite(scores), best, -1)
             done += len(chunk)
             report(done, train.events)
-    return items, scores
+    return out
 
 
 def _before(train: Sequences, event: int) -> UserContext:

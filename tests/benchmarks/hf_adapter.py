@@ -94,7 +94,6 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
             torch.full((batch, 1), -1),
             torch.zeros(batch, 1, model.config.text_dim),
             torch.zeros(batch, 1, dtype=torch.bool),
-            torch.zeros(batch, 1, dtype=torch.bool),
         )
         parts = [model.prefix_tokens(request)[:, 0]] if done == 0 else []
         for position in range(max(done, PREFIX), ids.shape[1]):

@@ -12,7 +12,6 @@ from genrec.contracts import UserContext
 from genrec.errors import GenrecError
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
-from genrec.generator.prior import Calibration, calibrate, log_prior, make_prior
 from genrec.generator.search import beam_search, make_history, make_request, score_items
 from genrec.tokenizer.trie import Trie
 
@@ -117,53 +116,6 @@ def test_ten_thousand_random_searches_are_legal_and_distinct() -> None:
             assert bool((scores[:-1] >= scores[1:]).all() | torch.isinf(scores).any())
             cases += 1
     assert cases == 10_000
-
-
-def test_the_tools_prior_steers_every_step_and_stays_exact() -> None:
-    model = tiny_model()
-    history = make_history(CONTEXTS, 6)
-    prior = make_prior(np.array([[7, 8, -1]] * 3 + [[-1, -1, -1]]), np.array([[9.0, 8.0, 0.0]] * 4), Calibration(1.0, 0.1))
-    assert torch.allclose(prior.mass.sum(1), torch.tensor([0.9, 0.9, 0.9, 0.0]))
-    request = make_request(model, CONTEXTS, prior=prior)
-    assert request.consulted[:, 0].tolist() == [True, True, True, False]
-    exact = score_items(model, history, request, torch.arange(30).expand(4, -1), prior)
-    assert torch.allclose(exact.exp().sum(1), torch.ones(4), atol=1e-5)
-    beam = beam_search(model, history, request, 30, prior=prior)
-    assert torch.equal(beam.items, exact.argsort(1, descending=True))
-    alone = score_items(model, history, make_request(model, CONTEXTS), torch.arange(30).expand(4, -1))
-    assert torch.allclose(exact[3], alone[3], atol=1e-5)  # silent tools change nothing
-    with torch.no_grad():
-        model.trust.weight.zero_()
-        model.trust.bias.fill_(30.0)
-    led = beam_search(model, history, request, 2, prior=prior)
-    assert [sorted(row) for row in led.items[:3].tolist()] == [[7, 8]] * 3
-
-
-def test_the_prior_of_a_code_is_the_mass_of_the_items_below_it() -> None:
-    model = tiny_model()
-    trie = model.trie
-    prior = make_prior(np.array([[3, 11, 20, 4]]), np.array([[1.0, 2.0, 0.5, 1.5]]), Calibration(0.7, 0.1))
-    for level in range(3):
-        nodes = torch.arange(trie.size(level))[None]
-        children = trie.children[level][nodes]
-        found = log_prior(prior, trie.path, level, nodes, children, getattr(model, f"leaves_{level}"), 30)
-        for node, row, values in zip(nodes[0], children[0], found[0], strict=True):
-            for child, value in zip(row.tolist(), values.tolist(), strict=True):
-                if child >= 0:
-                    below = [i for i in range(30) if trie.path[i, level + 1] == child]
-                    mass = sum(float(m) for i, m in zip(prior.items[0], prior.mass[0], strict=True) if int(i) in below)
-                    assert np.exp(value) == pytest.approx(mass + 0.1 * len(below) / 30, rel=1e-4)
-                    assert trie.parents[level][child] == node
-
-
-def test_the_calibration_is_neither_too_sure_nor_too_vague() -> None:
-    rng = np.random.default_rng(0)
-    items = np.tile(np.arange(8), (4000, 1))
-    scores = np.tile(np.linspace(3, 0, 8), (4000, 1))
-    chance = np.exp(scores[0] / 1.4)
-    targets = rng.choice(8, 4000, p=chance / chance.sum())
-    targets[:2400] = rng.integers(8, 1000, 2400)
-    assert calibrate(items, scores, targets, 1000) == Calibration(1.4, 0.6)
 
 
 def test_new_items_can_be_generated_without_training() -> None:

@@ -81,7 +81,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
             calls += 1
             if calls == kill_at:
                 raise Killed
-            return float(m.start.weight.detach().sum())
+            return float(m.start.detach().sum())
 
         return train(model, data, config, folder, evaluate, checkpoint_seconds=0.0)
 
@@ -108,11 +108,11 @@ def test_the_best_average_is_kept(tmp_path: Path) -> None:
     kept: list[torch.Tensor] = []
 
     def evaluate(m: GeneratorModel) -> float:
-        kept.append(m.start.weight.detach().clone())
+        kept.append(m.start.detach().clone())
         return next(scores)
 
     train(model, data, TrainingConfig(epochs=3, positions=64, evaluations=3), tmp_path, evaluate)
-    assert torch.equal(model.start.weight, kept[0]) and not torch.equal(kept[0], kept[2])
+    assert torch.equal(model.start, kept[0]) and not torch.equal(kept[0], kept[2])
 
 
 def test_windows_cover_long_sequences_and_every_position_has_one_target() -> None:

@@ -22,7 +22,7 @@ from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore
 from genrec.io import read_json
 from genrec.recommender import Recommender
-from ui.app import serve
+from ui.app import launch, serve
 
 pytestmark = pytest.mark.real
 
@@ -262,3 +262,8 @@ def test_a_port_in_use_is_one_clear_line(site: Site) -> None:
     port = int(site.address.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(GenrecError, match=f"cannot serve the page on 127.0.0.1:{port} .*choose another port"):
         serve(site.recommender, "127.0.0.1", port, wait=False)
+
+
+def test_a_folder_that_is_no_bundle_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(GenrecError, match="is not a bundle"):
+        launch(tmp_path)

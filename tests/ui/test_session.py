@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -144,6 +146,14 @@ def test_text_that_is_too_long_is_refused_in_one_line() -> None:
         asked(Form(Session(), "x" * 501))
     with pytest.raises(GenrecError, match="the search text has 501 characters"):
         asked(Form(Session(), query="x" * 501))
+
+
+def test_without_gradio_the_page_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("ui.app", "ui.layout"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(GenrecError, match=r"gradio is not installed.*genrec\[ui\]"):
+        importlib.import_module("ui.app")
 
 
 def test_weights_are_passed_on_when_a_slider_was_moved() -> None:
