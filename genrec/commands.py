@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from serving.instruct import InstructReport
 
 DEMO_BUNDLE = Path("bundles/ml-100k")
-DEMO_FIT: dict[str, Any] = {"data": "ml-100k"}  # and what differs from the defaults of FitConfig
+DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 8}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
 PROMPT = "intent_v1"
 

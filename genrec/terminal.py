@@ -128,7 +128,12 @@ def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[object]]
     from rich.text import Text
 
     table = Table(
-        title=Text(plain(title, SENTENCE), style="bold"), title_justify="left", box=box.SIMPLE, pad_edge=False
+        title=Text(plain(title, SENTENCE), style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        show_header=any(columns),
     )
     for i, name in enumerate(columns):
         table.add_column(Text(name), justify="left" if i < left else "right")

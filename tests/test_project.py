@@ -36,6 +36,14 @@ def blocks(text: str, language: str) -> list[str]:
 # -- the README's examples, run as they stand ---------------------------------------------------------
 
 
+def run(*command: str, folder: Path, **environment: str) -> str:
+    """What a command that must succeed prints on stdout."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def own_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which the README's shell example ran, and what it printed."""
@@ -46,16 +54,7 @@ def own_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     command.chmod(0o755)
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     (script,) = blocks(section("Your own data"), "sh")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return folder, run("bash", "-euo", "pipefail", "-c", script, folder=folder, PATH=path)
 
 
 def test_the_shell_example_goes_from_two_files_to_a_list(own_shop: tuple[Path, str]) -> None:
@@ -72,15 +71,7 @@ def test_the_python_example_prints_titles(own_shop: tuple[Path, str]) -> None:
     (script,) = blocks(section("Your own data"), "python")
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 5
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=own_shop[0],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    titles = ast.literal_eval(done.stdout)
+    titles = ast.literal_eval(run(sys.executable, "-c", script, folder=own_shop[0]))
     assert len(titles) == 3 and not {"Sencha green tea", "Matcha powder"} & set(titles)
 
 
@@ -196,7 +187,7 @@ def test_what_breaks_other_packages_is_kept_out() -> None:
     overridden = {line.split(" ")[0] for line in PROJECT["tool"]["uv"]["override-dependencies"]}
     assert overridden == {"torchvision", "torchaudio", "torchcodec", "llm", "llama-cpp-python"}
     assert importlib.util.find_spec("torchvision") is None
-    subprocess.run([sys.executable, "-c", "import peft, sentence_transformers, trl"], check=True, capture_output=True)
+    run(sys.executable, "-c", "import peft, sentence_transformers, trl", folder=ROOT)
 
 
 def test_data_files_of_packages_are_installed() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from genrec.bundle import MANIFEST, STORE, seal
 from genrec.contracts import Instruction
@@ -71,13 +71,17 @@ class Site:
         page = context.new_page()
         page.on("console", lambda m: self.heard.append(f"console {m.text}") if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: self.heard.append(f"script {e}"))
-        page.on("dialog", lambda d: (self.heard.append(f"dialog {d.message}"), d.dismiss()))
+        page.on("dialog", self.dismiss)
         page.on("response", lambda r: self.heard.append(f"{r.status} {r.url}") if r.status >= 400 else None)
         outside = lambda r: not r.url.startswith((self.address, "data:", "blob:"))  # noqa: E731
         page.on("request", lambda r: self.heard.append(f"outside {r.url}") if outside(r) else None)
         page.goto(self.address)
         page.wait_for_selector("#listed table, #notice .error")
         return page
+
+    def dismiss(self, dialog: Dialog) -> None:
+        self.heard.append(f"dialog {dialog.message}")
+        dialog.dismiss()
 
 
 @pytest.fixture(scope="module")
