@@ -130,7 +130,10 @@ class Bundle:
 
         from genrec.generator.model import GeneratorModel
 
-        model = GeneratorModel.from_pretrained(self.folder / "generator")
+        folder = self.folder / "generator"
+        model, report = GeneratorModel.from_pretrained(folder, output_loading_info=True)
+        if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+            raise GenrecError(f"{folder} holds the weights of another version of the generator; fit the bundle again")
         model.set_catalog(self.semantic_ids.trie, torch.from_numpy(self.embeddings))
         return model.eval()
 

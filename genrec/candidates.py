@@ -21,8 +21,6 @@ from genrec.tools import Tool
 from genrec.tools.fusion import standardise
 
 if TYPE_CHECKING:
-    import torch
-
     from genrec.generator.model import GeneratorModel
 
 GENERATOR = "generator"
@@ -84,15 +82,15 @@ def shortlist(
     seconds: dict[str, float] = {}
     raw = {name: tool.score_all(contexts) for name, tool in tools.items()}
     standard = {name: standardise(scores) for name, scores in raw.items()}
-    best = np.full((len(contexts), 0), -1, np.int32)
+    best: np.ndarray = np.zeros((len(contexts), 0), np.int64)
     if standard:
         floors = np.zeros(allowed.shape, np.float32)
         for name, weight in floor_weights.items():
             floors += np.float32(weight) * standard.get(name, np.float32(0))
-        silent = ~floors.any(1)
+        silent: np.ndarray = np.logical_not(floors.any(axis=1))
         if POPULARITY in standard:  # who has no history hears what everybody likes
             floors[silent] = standard[POPULARITY][silent]
-            silent = ~floors.any(1)
+            silent = np.logical_not(floors.any(axis=1))
         masked = np.where(allowed & ~silent[:, None], floors, -np.inf)
         k = min(most, masked.shape[1])
         best = np.argpartition(-masked, k - 1, axis=1)[:, :k]

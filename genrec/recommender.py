@@ -1,10 +1,10 @@
 """Consult, generate, fuse, filter, trace: the one place where all parts of genrec meet.
 
-    from genrec import Recommender
-    recommender = Recommender.load("bundle")
-    context = recommender.context(history=["50", "181"])
-    trace = recommender.recommend(context, k=10)
-    for item in trace.recommended: print(item.title, item.score)
+from genrec import Recommender
+recommender = Recommender.load("bundle")
+context = recommender.context(history=["50", "181"])
+trace = recommender.recommend(context, k=10)
+for item in trace.recommended: print(item.title, item.score)
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Recommender:
         clock = time.perf_counter()
         given = list(instructions) if instructions is not None else [None] * len(contexts)
         chosen = [self._instruction(c, i) for c, i in zip(contexts, given, strict=True)]
-        vectors = self._vectors([i for i, _ in chosen])
+        vectors = self._vectors(chosen)
         thinking = time.perf_counter() - clock
         allowed = allowed_items(
             contexts,
@@ -130,10 +130,21 @@ class Recommender:
             most=max(100, k),
         )
         parts.seconds["instruction"] = thinking
-        return [self._trace(c, i, source, parts, b, k, weights) for b, (c, (i, source)) in enumerate(zip(contexts, chosen, strict=True))]
+        return [
+            self._trace(c, i, source, parts, b, k, weights)
+            for b, (c, (i, source)) in enumerate(zip(contexts, chosen, strict=True))
+        ]
 
     def _instruction(self, context: UserContext, given: str | Instruction | None) -> tuple[Instruction | None, str]:
-        """What the generator is told, and where that comes from."""
+        """What the generator is told, and where that comes from. A bundle of own embeddings has no text encoder: a
+        text given to it is an error, a stored instruction is left aside."""
+        if self.bundle.config["embeddings"]:
+            if given or context.query:
+                raise GenrecError(
+                    "this bundle was fitted with own embeddings and cannot read text; leave out query and instruction, "
+                    "or fit it again without --embeddings"
+                )
+            return None, "default"
         if isinstance(given, Instruction):
             return given, "given"
         if given and given.strip():
@@ -148,12 +159,12 @@ class Recommender:
                 return stored, "stored"
         return None, "default"
 
-    def _vectors(self, instructions: list[Instruction | None]) -> np.ndarray:
+    def _vectors(self, chosen: list[tuple[Instruction | None, str]]) -> np.ndarray:
         """Text embeddings [B, text_dim]; NaN rows where there is no instruction."""
-        out = np.full((len(instructions), self.bundle.embeddings.shape[1]), np.nan, np.float32)
-        told = [i for i, instruction in enumerate(instructions) if instruction is not None]
+        out = np.full((len(chosen), self.bundle.embeddings.shape[1]), np.nan, np.float32)
+        told = [(i, instruction.look_for) for i, (instruction, _) in enumerate(chosen) if instruction is not None]
         if told:
-            out[told] = self.bundle.embedder([instructions[i].look_for for i in told])  # type: ignore[union-attr]
+            out[[i for i, _ in told]] = self.bundle.embedder([text for _, text in told])
         return out
 
     def _weights(self, context: UserContext, given: Mapping[str, float] | None, told: bool) -> dict[str, float]:
@@ -178,7 +189,12 @@ class Recommender:
         catalog, tools = self.bundle.dataset.catalog, self.bundle.tools
         weights = self._weights(context, given, instruction is not None)
         one = Shortlist(
-            parts.rows[b : b + 1], {n: p[b : b + 1] for n, p in parts.parts.items()}, {}, parts.beam, parts.beam_scores, {}
+            parts.rows[b : b + 1],
+            {n: p[b : b + 1] for n, p in parts.parts.items()},
+            {},
+            parts.beam,
+            parts.beam_scores,
+            {},
         )
         scores = one.fuse(weights)[0]
         order = np.lexsort((one.rows[0], -scores))

@@ -143,7 +143,7 @@ def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[object]]
 
 
 def show_data(found: Mapping[str, Any]) -> None:
-    """A data set: counts, scenarios, splits, notes. found: as genrec.cli.describe makes it."""
+    """A data set: counts, scenarios, splits, notes. found: as genrec.commands.describe makes it."""
     console = _console()
     counts = [(key.replace("_", " "), value) for key, value in found.items() if not isinstance(value, dict | list)]
     console.print(_table(f"Data set {found['name']}", ("", ""), counts[1:], left=2))

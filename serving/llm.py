@@ -113,7 +113,7 @@ class VLLM:
 
                 self._llm: Any = LLM(
                     model=path,
-                    dtype=dtype,
+                    dtype=dtype,  # type: ignore[arg-type]
                     max_model_len=min(CONTEXT_TOKENS, _positions(path)),
                     enable_prefix_caching=True,
                     enforce_eager=not cuda,

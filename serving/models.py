@@ -111,7 +111,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         config = source.config
         if hasattr(config, "quantization_config"):  # save_pretrained refuses "quantized with gguf"
             del config.quantization_config
-        plain = LlamaForCausalLM(config).to(torch.bfloat16)
+        plain = LlamaForCausalLM(config).to(torch.bfloat16)  # type: ignore[arg-type]
         plain.load_state_dict(source.state_dict())
         for settings in (plain.config, plain.generation_config):
             settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = _START, _END, _END

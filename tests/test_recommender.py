@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests_support import HOSTILE_TITLE
 
 from genrec import Recommender
+from genrec.bundle import Bundle, seal
 from genrec.candidates import allowed_items, shortlist
 from genrec.contracts import Instruction, Trace
 from genrec.errors import GenrecError
-from tests_support import HOSTILE_TITLE
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     recommender = Recommender.load(folder)
     vectors = {"cheese": recommender.bundle.embeddings[30], "soap": recommender.bundle.embeddings[50]}
+    recommender.bundle.config["embeddings"] = ""  # as if the shop had been embedded from text
     recommender.bundle.__dict__["embedder"] = lambda texts: np.stack([vectors[t] for t in texts])
     user = recommender.context(user="u1")
     assert recommender.recommend(user).instruction_source == "default"
@@ -94,6 +96,34 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
     assert given.instruction_source == "given" and given.instruction.look_for == "cheese"
     assert recommender.recommend(user, instruction="  ").instruction_source == "stored"
     assert dict(given.beam) != dict(recommender.recommend(asked).beam)
+
+
+def test_a_bundle_of_own_embeddings_cannot_read_text(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    recommender = Recommender.load(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
+    user = recommender.context(user="u1")
+    assert recommender.recommend(user).instruction_source == "default"
+    with pytest.raises(GenrecError, match="own embeddings and cannot read text"):
+        recommender.recommend(user, instruction="cheese")
+    with pytest.raises(GenrecError, match="own embeddings"):
+        recommender.recommend(recommender.context(history=[], query="soap"))
+
+
+def test_weights_of_another_architecture_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    file = folder / "generator" / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("start")
+    save_file(tensors, file, metadata={"format": "pt"})
+    seal(folder, Bundle.load(tiny_bundle).config)
+    with pytest.raises(GenrecError, match="another version of the generator"):
+        Bundle.load(folder).generator  # noqa: B018
 
 
 def test_the_trace_is_json_and_tells_everything(recommender: Recommender) -> None:

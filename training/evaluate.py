@@ -49,9 +49,7 @@ def generator_ndcg(model: GeneratorModel, requests: EvalSet, width: int = 20) ->
     return float(ndcg(rank_lists(ALONE_ROW, np.concatenate(beams), requests).ranks, 10).mean())
 
 
-def shortlists(
-    parts: Bundle, requests: EvalSet, floors: Mapping[str, float]
-) -> Iterator[tuple[EvalSet, Shortlist]]:
+def shortlists(parts: Bundle, requests: EvalSet, floors: Mapping[str, float]) -> Iterator[tuple[EvalSet, Shortlist]]:
     """Each chunk of requests with its shortlist, seen items left out."""
     items = len(parts.dataset.catalog)
     for piece in chunks(requests):
@@ -71,9 +69,7 @@ def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, f
     return fit_weights(whole, validation.targets, seen_index(validation.contexts))
 
 
-def fused_weights(
-    parts: Bundle, validation: EvalSet, floors: Mapping[str, float]
-) -> dict[str, float]:
+def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float]) -> dict[str, float]:
     """Weights of tools and generator together, by NDCG@10 on validation requests."""
     found = list(shortlists(parts, validation, floors))
     most = max(s.rows.shape[1] for _, s in found)
@@ -154,4 +150,6 @@ def evaluate_bundle(parts: Bundle, split: Split, folder: Path, report: Callable[
     about |= {"settings": parts.config, "fusion": parts.weights}
     save(make_report(systems, split.test, parts, split.train, about), folder)
     best = {s.system: float(ndcg(s.ranks, 10).mean()) for s in systems}
-    return "test NDCG@10 " + ", ".join(f"{name} {best[name]:.4f}" for name in (FLOORS_ROW, ALONE_ROW, FUSED_ROW) if name in best)
+    return "test NDCG@10 " + ", ".join(
+        f"{name} {best[name]:.4f}" for name in (FLOORS_ROW, ALONE_ROW, FUSED_ROW) if name in best
+    )

@@ -9,11 +9,11 @@ is renamed to <out> in one move.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +99,7 @@ class Fit:
         self.stage("embeddings", self.embed)
         self.stage("semantic-ids", self.tokenize)
         for name in self.config.tools:
-            self.stage(f"tool-{name}", lambda name=name: self.fit_tool(name))
+            self.stage(f"tool-{name}", partial(self.fit_tool, name))
         self.stage("floors", self.choose_floor_weights)
         self.stage("teaching", self.teach)
         self.stage("queries", self.embed_queries)
@@ -109,7 +109,7 @@ class Fit:
         seal(self.folder, identity)
         if self.out.exists():
             self.out.rmdir()
-        os.replace(self.folder, self.out)
+        self.folder.replace(self.out)
         shutil.rmtree(self.work)
         return self.out
 
@@ -248,7 +248,8 @@ class Fit:
         from training.generator import TrainingConfig, train
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = self.new_generator().to(device)
+        model = self.new_generator()
+        model.to(device)  # type: ignore[arg-type]
         settings = TrainingConfig(
             epochs=self.config.epochs,
             positions=self.config.positions,
@@ -264,7 +265,8 @@ class Fit:
             shown = "" if p.validation is None else f", validation NDCG@10 {p.validation:.4f} (best {p.best:.4f})"
             loss = " + ".join(f"{x:.2f}" for x in p.loss)
             self.report(
-                f"generator: step {p.step:,} of {p.steps:,}, loss {loss}, {p.positions_per_second:,.0f} positions/s{shown}"
+                f"generator: step {p.step:,} of {p.steps:,}, loss {loss}, "
+                f"{p.positions_per_second:,.0f} positions/s{shown}"
             )
 
         train(
@@ -276,7 +278,7 @@ class Fit:
             say,
             self.config.checkpoint_seconds,
         )
-        model.to("cpu").save_pretrained(self.folder / "generator")
+        model.to("cpu").save_pretrained(self.folder / "generator")  # type: ignore[arg-type]
         best = next((p.best for p in reversed(progress) if p.best is not None), None)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         return f"{parameters:.1f} M parameters" + (f", validation NDCG@10 {best:.4f}" if best is not None else "")
@@ -332,6 +334,7 @@ def fit(config: FitConfig, report: Report = lambda _: None) -> Path:
 
 
 def main() -> None:
+    """`python -m training.fit` is `genrec fit`."""
     from genrec.cli import main as command
 
     command(["fit", *sys.argv[1:]])

@@ -85,7 +85,7 @@ class Run:
     def __init__(self, model: GeneratorModel, data: TrainingData, config: TrainingConfig) -> None:
         self.model, self.data, self.config = model, data, config
         self.names = [n for n, _ in model.named_parameters()]
-        self.parameters = [p for _, p in model.named_parameters()]
+        self.parameters: list[Tensor] = [p for _, p in model.named_parameters()]
         self.average = [p.detach().clone() for p in self.parameters]
         self.best_weights = [p.detach().clone() for p in self.parameters]
         decay = [p for p in self.parameters if p.dim() > 1]

@@ -80,6 +80,10 @@ class GeneratorModel(PreTrainedModel):
 
     config_class = GeneratorConfig
     base_model_prefix = "generator"
+    item_text: Tensor
+    item_codes: Tensor
+    leaf_items: Tensor
+    path: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
@@ -128,6 +132,14 @@ class GeneratorModel(PreTrainedModel):
                 nn.init.normal_(parameter, std=0.02)
         if module is getattr(self, "item_out", None) or module in (self.encoder_bias, self.cross_bias):
             nn.init.zeros_(module.weight)
+
+    @property
+    def encoder_stack(self) -> list[EncoderLayer]:
+        return [layer for layer in self.encoder_layers if isinstance(layer, EncoderLayer)]
+
+    @property
+    def decoder_stack(self) -> list[DecoderLayer]:
+        return [layer for layer in self.decoder_layers if isinstance(layer, DecoderLayer)]
 
     # -- the catalogue ------------------------------------------------------------------------------
 
@@ -190,8 +202,9 @@ class GeneratorModel(PreTrainedModel):
         x = x + self.weight((history.weights - 1).unsqueeze(-1))
         steps = torch.arange(rows.shape[1], device=rows.device)
         bias = self._distance_bias(self.encoder_bias, steps[:, None] - steps[None])[None]
-        for i, layer in enumerate(self.encoder_layers):
-            x = layer(self.encoder_layers[0].drop(x) if i == 0 else x, bias)
+        x = self.encoder_stack[0].drop(x)
+        for layer in self.encoder_stack:
+            x = layer(x, bias)
         return self.encoder_norm(x)
 
     def _distance_bias(self, table: nn.Embedding, distance: Tensor) -> Tensor:
@@ -204,7 +217,9 @@ class GeneratorModel(PreTrainedModel):
     def prefix_tokens(self, request: Request) -> Tensor:
         """[BOS, I_s, I_r] as vectors: [B, Q, 3, d]."""
         has_trigger = (request.trigger >= 0).unsqueeze(-1)
-        trigger = torch.where(has_trigger, self.trigger(self.item_vectors(request.trigger.clamp(min=0))), self.no_trigger)
+        trigger = torch.where(
+            has_trigger, self.trigger(self.item_vectors(request.trigger.clamp(min=0))), self.no_trigger
+        )
         given = torch.where(
             request.instructed.unsqueeze(-1), self.adapter(request.instruction.to(self.dtype)), self.no_instruction
         )
@@ -226,13 +241,13 @@ class GeneratorModel(PreTrainedModel):
             self.code_tokens(level, self.item_codes[targets, level]).unsqueeze(2)
             for level in range(self.config.levels - 1)
         ]
-        x = self.decoder_layers[0].drop(torch.cat([tokens, *codes], 2))
+        x = self.decoder_stack[0].drop(torch.cat([tokens, *codes], 2))
         size = x.shape[2]
         causal = torch.full((size, size), MASKED, device=x.device, dtype=x.dtype).triu(1)
         memory, distance = self._with_sink(memory, distance)
         bias = self._distance_bias(self.cross_bias, distance)
-        for i, layer in enumerate(self.decoder_layers):
-            last = size if i < len(self.decoder_layers) - 1 else self.config.levels
+        for i, layer in enumerate(self.decoder_stack):
+            last = size if i < self.config.decoder_layers - 1 else self.config.levels
             x = layer(x, causal, layer.cross_attention.keys_values(memory), bias, last)
         return self.decoder_norm(x)
 
@@ -279,7 +294,7 @@ class GeneratorModel(PreTrainedModel):
         x = self.prefix_tokens(request)[:, 0]
         causal = torch.full((PREFIX, PREFIX), MASKED, device=x.device, dtype=x.dtype).triu(1)
         states = []
-        for layer in self.decoder_layers:
+        for layer in self.decoder_stack:
             y = layer.self_norm(x)
             prefix = layer.self_attention.keys_values(y)
             cross = layer.cross_attention.keys_values(memory)
@@ -292,6 +307,6 @@ class GeneratorModel(PreTrainedModel):
     def advance(self, state: SearchState, level: int, codes: Tensor) -> Tensor:
         """Feed the codes chosen at `level`, int64 [B, W]; returns the outputs for the next level, [B, W, d]."""
         x = self.code_tokens(level, codes)
-        for layer, layer_state in zip(self.decoder_layers, state.layers, strict=True):
+        for layer, layer_state in zip(self.decoder_stack, state.layers, strict=True):
             x = layer.step(x, layer_state, state.bias)
         return self.decoder_norm(x)

@@ -46,7 +46,8 @@ def teach(
         for start in range(0, len(events), CHUNK):
             chunk = events[start : start + CHUNK]
             contexts = [_before(train, int(e)) for e in chunk]
-            total = sum(np.float32(weights[n]) * standardise(t.score_all(contexts)) for n, t in fitted.items())
+            blocks = [np.float32(weights[n]) * standardise(t.score_all(contexts)) for n, t in fitted.items()]
+            total = np.sum(blocks, axis=0)
             for row, e in enumerate(chunk):
                 total[row, train.items[train.offsets[train.user_of[e]] : e]] = -np.inf
             k = min(depth, total.shape[1])

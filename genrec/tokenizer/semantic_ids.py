@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ class SemanticIDs:
 
     def reconstruct(self) -> np.ndarray:
         """The embedding that each ID stands for, the sum of its codewords: float32 [N, D]."""
-        return sum((book[codes] for book, codes in zip(self.codebooks, self.codes.T, strict=True)), np.float32(0))
+        parts = [book[codes] for book, codes in zip(self.codebooks, self.codes.T, strict=True)]
+        return np.sum(parts, axis=0)
 
     def extend(self, embeddings: np.ndarray) -> SemanticIDs:
         """IDs for new items [M, D] after the existing ones, which keep theirs. No retraining."""
@@ -148,7 +150,7 @@ def _assign_last(prefixes: np.ndarray, residual: np.ndarray, book: np.ndarray) -
     order = np.argsort(group, kind="stable")
     bounds = np.flatnonzero(np.diff(group[order], prepend=-1, append=group.max() + 1))
     last = np.zeros(len(prefixes), np.int32)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         rows = order[start:end]
         if len(rows) > len(book):
             raise GenrecError(_group_too_large(tuple(prefixes[rows[0]]), len(rows), len(book)))

@@ -103,7 +103,9 @@ def main() -> None:
         worst = float((mine.scores - scores).abs().max())
         sets = all(set(a) == set(b) for a, b in zip(mine.items.tolist(), theirs.tolist(), strict=True))
         result |= {"same_positions": same, "same_sets": sets, "largest_score_difference": worst}
-        pairs = [(seconds(lambda: adapter.search(history.rows, args.width)), seconds(ours)) for _ in range(args.repeats)]
+        pairs = [
+            (seconds(lambda: adapter.search(history.rows, args.width)), seconds(ours)) for _ in range(args.repeats)
+        ]
         peer, own = (statistics.median(p[i] for p in pairs) for i in (0, 1))
         result |= {"transformers_users_per_second": args.users / peer, "ratio": peer / own}
     else:

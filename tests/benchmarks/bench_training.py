@@ -49,9 +49,13 @@ def operations(model: GeneratorModel, positions: int, length: int) -> float:
     tokens = (c.decoder_layers - 1) * (PREFIX + c.levels - 1) + c.levels
     decoder = positions * tokens * (6 * d * d + 2 * d * ff + 2 * length * d)
     outputs = sum(trie.size(level + 1) * c.text_dim * d for level in range(c.levels))
-    outputs += positions * d * sum(
-        trie.size(level + 1) if trie.size(level + 1) <= 4096 else trie.children[level].shape[1]
-        for level in range(c.levels)
+    outputs += (
+        positions
+        * d
+        * sum(
+            trie.size(level + 1) if trie.size(level + 1) <= 4096 else trie.children[level].shape[1]
+            for level in range(c.levels)
+        )
     )
     return 3 * 2 * (encoder + decoder + outputs + positions * c.text_dim * d)
 

@@ -75,14 +75,14 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
         codes = ids[PREFIX:].tolist()
         return list(self.tokens_below[self.first[len(codes)] + self.node(codes)])
 
-    def prepare_inputs_for_generation(self, decoder_input_ids: Tensor, past_key_values=None, encoder_outputs=None, **_):  # noqa: ANN001, ANN003, ANN201
+    def prepare_inputs_for_generation(self, decoder_input_ids: Tensor, past_key_values=None, encoder_outputs=None, **_):
         return {
             "decoder_input_ids": decoder_input_ids,
             "past_key_values": past_key_values,
             "encoder_outputs": encoder_outputs,
         }
 
-    def forward(self, input_ids=None, decoder_input_ids=None, encoder_outputs=None, past_key_values=None, **_):  # noqa: ANN001, ANN003, ANN201
+    def forward(self, input_ids=None, decoder_input_ids=None, encoder_outputs=None, past_key_values=None, **_):
         model, ids = self.model, decoder_input_ids
         memory, bias = encoder_outputs.last_hidden_state, encoder_outputs.attentions
         if past_key_values is None:
@@ -111,7 +111,9 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
                 cross = past_key_values.cross_attention_cache.layers[i]
                 keys, values = cross.keys, cross.values
             else:
-                keys, values = past_key_values.cross_attention_cache.update(*layer.cross_attention.keys_values(memory), i)
+                keys, values = past_key_values.cross_attention_cache.update(
+                    *layer.cross_attention.keys_values(memory), i
+                )
                 past_key_values.is_updated[i] = True
             x = x + layer.cross_attention(layer.cross_norm(x), keys, values, bias)
             x = x + layer.feed_forward(x)

@@ -18,7 +18,9 @@ from genrec.tokenizer.trie import Trie
 TEXT = 6
 
 
-def tiny_model(items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None) -> GeneratorModel:
+def tiny_model(
+    items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None
+) -> GeneratorModel:
     rng = np.random.default_rng(seed)
     every = np.array(list(itertools.product(range(codes), repeat=levels)))
     chosen = every[rng.choice(len(every), items, replace=False)]
@@ -30,7 +32,9 @@ def tiny_model(items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, 
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    return model.set_catalog(Trie.build(chosen), torch.from_numpy(rng.normal(size=(items, TEXT)).astype(np.float32))).eval()
+    return model.set_catalog(
+        Trie.build(chosen), torch.from_numpy(rng.normal(size=(items, TEXT)).astype(np.float32))
+    ).eval()
 
 
 CONTEXTS = [
@@ -103,9 +107,7 @@ def test_ten_thousand_random_searches_are_legal_and_distinct() -> None:
     for seed in range(20):
         items = int(rng.integers(3, 60))
         model = tiny_model(items=items, codes=4, seed=seed)
-        contexts = [
-            UserContext(history=tuple(rng.integers(0, items, rng.integers(0, 7)).tolist())) for _ in range(500)
-        ]
+        contexts = [UserContext(history=tuple(rng.integers(0, items, rng.integers(0, 7)).tolist())) for _ in range(500)]
         allowed = torch.from_numpy(rng.random((500, items)) < rng.choice([0.1, 0.6, 1.0]))
         width = int(rng.integers(1, 12))
         beam = beam_search(model, make_history(contexts, 6), make_request(model, contexts), width, allowed)

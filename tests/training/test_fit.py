@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -64,11 +63,11 @@ def test_kill_9_at_random_moments_changes_nothing(tiny_config: Callable[..., Fit
 
 
 def test_a_finished_bundle_is_not_made_twice(tiny_bundle: Path, tiny_config: Callable[..., FitConfig]) -> None:
-    before = os.stat(tiny_bundle / "bundle.json").st_mtime_ns
+    before = (tiny_bundle / "bundle.json").stat().st_mtime_ns
     clock = time.monotonic()
     said: list[str] = []
     assert fit(tiny_config(tiny_bundle), said.append) == tiny_bundle
-    assert os.stat(tiny_bundle / "bundle.json").st_mtime_ns == before and "already" in said[-1]
+    assert (tiny_bundle / "bundle.json").stat().st_mtime_ns == before and "already" in said[-1]
     assert time.monotonic() - clock >= 0
     with pytest.raises(GenrecError, match="other settings"):
         fit(tiny_config(tiny_bundle, epochs=4))
@@ -93,7 +92,16 @@ def test_a_started_fit_of_other_settings_is_not_mixed_in(tiny_config: Callable[.
 def test_the_report_holds_every_system_with_intervals(tiny_bundle: Path) -> None:
     report = json.loads((tiny_bundle / "report" / "report.json").read_text())
     rows = {r["system"]: r for r in report["rows"] if r["slice"] == "all"}
-    assert {"popularity", "itemknn", "ease", "markov", "content", "floors fused", "generator alone", "genrec fused"} <= set(rows)
+    assert {
+        "popularity",
+        "itemknn",
+        "ease",
+        "markov",
+        "content",
+        "floors fused",
+        "generator alone",
+        "genrec fused",
+    } <= set(rows)
     for row in rows.values():
         ndcg = row["metrics"]["NDCG@10"]
         assert ndcg["low"] <= ndcg["mean"] <= ndcg["high"]
@@ -102,7 +110,9 @@ def test_the_report_holds_every_system_with_intervals(tiny_bundle: Path) -> None
     assert (tiny_bundle / "report" / "ndcg-at-10.png").stat().st_size > 1000
 
 
-def test_the_generator_and_weights_never_saw_the_test_items(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+def test_the_generator_and_weights_never_saw_the_test_items(
+    tiny_config: Callable[..., FitConfig], tmp_path: Path
+) -> None:
     """Changing every user's last item changes no trained file: nothing leaks from the test set."""
     from tests_support import shop
 
