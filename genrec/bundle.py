@@ -131,8 +131,9 @@ class Bundle:
         from genrec.generator.model import GeneratorModel
 
         folder = self.folder / "generator"
-        model, report = GeneratorModel.from_pretrained(folder, output_loading_info=True)
-        if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+        loaded: Any = GeneratorModel.from_pretrained(folder, output_loading_info=True)
+        model: GeneratorModel = loaded[0]
+        if any(loaded[1][kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
             raise GenrecError(f"{folder} holds the weights of another version of the generator; fit the bundle again")
         model.set_catalog(self.semantic_ids.trie, torch.from_numpy(self.embeddings))
         return model.eval()
