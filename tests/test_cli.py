@@ -144,7 +144,8 @@ def test_the_settings_name_what_exists() -> None:
 
 
 def test_demo_settings_are_settings() -> None:
-    FitConfig(out=Path("out"), **commands.DEMO_FIT)
+    config = FitConfig(out=Path("out"), **commands.DEMO_FIT)
+    assert config.data == "ml-100k"
 
 
 def test_identifiers_may_hold_commas() -> None:

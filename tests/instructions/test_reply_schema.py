@@ -40,7 +40,9 @@ def test_violation(value: Any, words: str | None) -> None:
 
 
 def test_a_supported_schema_passes() -> None:
+    before = repr(SCHEMA)
     check_schema(SCHEMA, "here")
+    assert repr(SCHEMA) == before
 
 
 @pytest.mark.parametrize(
