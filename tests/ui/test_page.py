@@ -56,7 +56,7 @@ def read_text(texts: list[str]) -> np.ndarray:
     return np.stack([np.random.default_rng(zlib.crc32(t.encode())).normal(size=16) for t in texts]).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """A running page. heard: what the browser complained about or fetched from elsewhere."""
 

@@ -173,4 +173,4 @@ def test_title_search_finds_every_word_in_any_order_frequent_items_first() -> No
     assert index.search("ars") == [0, 4]
     assert index.search("star", limit=1) == [0]
     assert index.search("zzz") == index.search("  ") == []
-    assert index.search("star " * 100_000) == [0, 3, 1]
+    assert index.search("star " * 100_000) == [3, 0, 1]  # cut, and no title starts with all of that
