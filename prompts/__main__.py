@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     chat = PromptWriter(EXAMPLE, template).chat(UserContext(history=(3, 0, 1, 2)), EVIDENCE)
-    out = [f"{template.version} (shows the last {template.recent} items)", ""]
+    out = [f"{template.version} (shows the last {template.recent} items and {template.sentences} of evidence)", ""]
     for turn in chat:
         out += [f"--- {turn['role']}", turn["content"], ""]
     out += ["--- schema of the reply", json.dumps(template.schema)]

@@ -27,7 +27,6 @@ Chat = list[dict[str, str]]
 FIELDS = ("scenario", "history", "kinds", "trigger", "query", "evidence")  # what a template may ask for
 RECENCY = 0.9  # a category's weight per step back in the history
 TITLE_BYTES, QUERY_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 160, 40
-SENTENCES = 3  # pieces of evidence shown at most
 
 
 class Template(Protocol):
@@ -42,6 +41,11 @@ class Template(Protocol):
     @property
     def recent(self) -> int:
         """How many of the last history items the prompt shows."""
+        ...
+
+    @property
+    def sentences(self) -> int:
+        """How many of the tools' sentences the prompt shows."""
         ...
 
     def fill(self, values: Mapping[str, str]) -> Chat:
@@ -99,13 +103,14 @@ class PromptWriter:
         """The chat for one context. evidence: the tools' sentences, most important first.
 
         Every title, query and sentence is cleaned and bounded, so the whole prompt is: at most
-        80 x (template.recent + 1) + 160 x 4 + 160 bytes, with some marks, beyond the template itself.
+        80 x (template.recent + 1) + 160 x (template.sentences + 2) bytes, with some marks, beyond the template itself.
         """
 
         def quoted(text: str, limit: int) -> str:
             return f'"{clean(text, limit)}"'
 
         recent = context.history[-self.template.recent :] if self.template.recent else ()
+        known = (clean(sentence, SENTENCE_BYTES) for sentence in evidence[: self.template.sentences])
         return self.template.fill(
             {
                 "scenario": clean(context.scenario, KIND_BYTES),
@@ -113,6 +118,6 @@ class PromptWriter:
                 "kinds": ", ".join(self.kinds(context)),
                 "trigger": "" if context.trigger is None else quoted(self.catalog.title(context.trigger), TITLE_BYTES),
                 "query": quoted(context.query, QUERY_BYTES) if context.query else "",
-                "evidence": " ".join(clean(sentence, SENTENCE_BYTES) for sentence in evidence[:SENTENCES]),
+                "evidence": " ".join(known),
             }
         )

@@ -38,8 +38,9 @@ def test_the_last_turn_holds_the_context_and_only_the_lines_that_say_something()
         "Kinds: Drama, Romance, Sci-Fi",
         'Looking at: "Emma"',
         'Searched for: "old wars"',
-        "Known: One. Two.",
+        "Known: One.",
     ]
+    assert TEMPLATE.sentences == 1
 
 
 def test_the_prefix_is_the_same_for_everyone() -> None:

@@ -57,7 +57,7 @@ def test_the_version_follows_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("recent: 4", "last: 4", "first line must be 'recent: N'"),
+        ("recent: 4\n", "", "must begin with 'recent: N' and 'sentences: N'"),
         ("## system", "## wizard", "must be system, user or assistant"),
         ("Page: {{scenario}}", "Page: {{weather}}", "unknown placeholder {{weather}}"),
         ('Chosen: "Emma"', "Chosen: {{history}}", "placeholders belong into the last turn"),
