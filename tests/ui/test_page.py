@@ -87,6 +87,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     recommender = Recommender.load(hostile_copy(tiny_bundle, tmp_path_factory.mktemp("page") / "bundle"))
+    recommender.bundle.config["embeddings"] = ""  # as if the shop had been embedded from text
     recommender.bundle.__dict__["embedder"] = read_text
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
