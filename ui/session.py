@@ -61,8 +61,9 @@ def has_trigger(scenario: str) -> bool:
 
 
 def stored_instruction(recommender: Recommender, session: Session, scenario: str) -> Instruction | None:
-    """What the recommender would find in the store for this session: of the scenario, else of home."""
-    if session.user is None or session.edited:
+    """What the recommender would find in the store for this session: of the scenario, else of home. None where the
+    bundle has no text encoder to read it with."""
+    if session.user is None or session.edited or recommender.bundle.config["embeddings"]:
         return None
     store = recommender.bundle.store
     return store.get(session.user, scenario) or store.get(session.user, HOME)

@@ -38,7 +38,7 @@ CHOSEN = {"generator": 0.5, "ease": 0.1234, "markov": 0.0}
 class Asked(Recommender):
     """A recommender whose recommend only notes what it is asked; contexts are made by the real code."""
 
-    def __init__(self) -> None:
+    def __init__(self, embeddings: str = "") -> None:
         def get(user: str, scenario: str) -> Instruction | None:
             text = STORED.get((user, scenario))
             return Instruction("", (), text) if text else None
@@ -46,7 +46,8 @@ class Asked(Recommender):
         weights = {"fused": {"generator": 0.5, "ease": 0.1234}}
         store = SimpleNamespace(get=get)
         tools = {"ease": None, "markov": None}
-        self.bundle = cast(Any, SimpleNamespace(dataset=DATASET, store=store, weights=weights, tools=tools))
+        parts = {"dataset": DATASET, "store": store, "weights": weights, "tools": tools}
+        self.bundle = cast(Any, SimpleNamespace(**parts, config={"embeddings": embeddings}))
 
     def recommend(self, context: UserContext, k: int = 10, **given: Any) -> Any:
         return SimpleNamespace(context=context, k=k, **given)
@@ -68,6 +69,10 @@ def test_a_user_starts_with_the_own_history_and_the_stored_instruction() -> None
     assert begin(RECOMMENDER, None, "home") == begin(RECOMMENDER, " ", "home") == Session()
     with pytest.raises(GenrecError, match="unknown user 'eve'"):
         begin(RECOMMENDER, "eve", "home")
+
+
+def test_a_bundle_that_cannot_read_text_offers_no_stored_instruction() -> None:
+    assert begin(Asked(embeddings="own.npy"), "ann", "home").stored == ""
 
 
 def test_editing_makes_the_history_nobodys() -> None:
