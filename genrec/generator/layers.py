@@ -33,7 +33,8 @@ class Attention(nn.Module):
     def __init__(self, d: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.q, self.o = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.kv = nn.Linear(d, 2 * d, bias=False)
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
@@ -42,22 +43,23 @@ class Attention(nn.Module):
         return self.o(x.transpose(-2, -3).flatten(-2))
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.k(memory)), self.split(self.v(memory))
+        keys, values = self.kv(memory).chunk(2, -1)
+        return self.split(keys), self.split(values)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return self.join(F.scaled_dot_product_attention(self.split(self.q(x)), keys, values, attn_mask=bias))
 
 
 class FeedForward(nn.Module):
-    """d -> d_ff -> d with GELU, on a normalised input."""
+    """d -> d_ff -> d with ReLU and no biases, as in T5, on a normalised input."""
 
     def __init__(self, d: int, d_ff: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(d)
-        self.up, self.down = nn.Linear(d, d_ff), nn.Linear(d_ff, d)
+        self.norm = nn.LayerNorm(d, bias=False)
+        self.up, self.down = nn.Linear(d, d_ff, bias=False), nn.Linear(d_ff, d, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(self.norm(x))))
+        return self.down(F.relu(self.up(self.norm(x))))
 
 
 class EncoderLayer(nn.Module):
@@ -65,7 +67,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, d: int, heads: int, d_ff: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(d)
+        self.norm = nn.LayerNorm(d, bias=False)
         self.attention = Attention(d, heads)
         self.feed_forward = FeedForward(d, d_ff)
         self.drop = LockedDropout(dropout)
@@ -81,7 +83,7 @@ class LayerState:
     """What one decoder layer remembers during a search for B users.
 
     cross: keys and values of the history, [B, H, T, dh]. prefix: of [BOS, scenario, instruction], [B, H, 3, dh].
-    beam: of the codes so far, [B, H, W, codes so far, dh], or None before the first code.
+    beam: of the codes so far, [B, W, codes so far, d], or None before the first code.
     """
 
     cross: tuple[Tensor, Tensor]
@@ -91,9 +93,9 @@ class LayerState:
     def reorder(self, parent: Tensor) -> None:
         """Keep, for every new beam, the past of the beam it grew from: parent, int64 [B, W]."""
         if self.beam is not None:
-            k, v = self.beam
-            index = parent[:, None, :, None, None].expand(-1, k.shape[1], -1, k.shape[3], k.shape[4])
-            self.beam = (k.gather(2, index), v.gather(2, index))
+            offset = torch.arange(len(parent), device=parent.device)[:, None] * self.beam[0].shape[1]
+            k, v = (t.flatten(0, 1).index_select(0, (parent + offset).flatten()) for t in self.beam)
+            self.beam = (k.unflatten(0, parent.shape), v.unflatten(0, parent.shape))
 
 
 class DecoderLayer(nn.Module):
@@ -101,7 +103,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, d: int, heads: int, d_ff: int, dropout: float) -> None:
         super().__init__()
-        self.self_norm, self.cross_norm = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.self_norm, self.cross_norm = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
         self.self_attention, self.cross_attention = Attention(d, heads), Attention(d, heads)
         self.feed_forward = FeedForward(d, d_ff)
         self.drop = LockedDropout(dropout)
@@ -124,17 +126,19 @@ class DecoderLayer(nn.Module):
         """One more code for W beams per user: x [B, W, d], the beams as query positions; bias [B, H, 1, T]."""
         attention = self.self_attention
         y = self.self_norm(x)
-        q = attention.split(attention.q(y))  # [B, H, W, dh]
-        k, v = (t.unsqueeze(3) for t in attention.keys_values(y))  # [B, H, W, 1, dh]
+        q = attention.q(y)
+        k, v = attention.kv(y).unsqueeze(2).chunk(2, -1)  # [B, W, 1, d]
         if state.beam is not None:
-            k, v = torch.cat([state.beam[0], k], 3), torch.cat([state.beam[1], v], 3)
+            k, v = torch.cat([state.beam[0], k], 2), torch.cat([state.beam[1], v], 2)
         state.beam = (k, v)
-        scale = q.shape[-1] ** -0.5
-        to_prefix = q @ state.prefix[0].transpose(-1, -2)  # [B, H, W, 3]
-        to_codes = (q.unsqueeze(3) * k).sum(-1)  # [B, H, W, codes so far]
+        heads = (attention.heads, -1)
+        to_prefix = attention.split(q) @ state.prefix[0].transpose(-1, -2)  # [B, H, W, 3]
+        to_codes = (q.unsqueeze(2) * k).unflatten(-1, heads).sum(-1).permute(0, 3, 1, 2)  # [B, H, W, codes so far]
+        scale = (q.shape[-1] // attention.heads) ** -0.5
         weight = F.softmax(torch.cat([to_prefix, to_codes], -1) * scale, -1)
         n = to_prefix.shape[-1]
-        mixed = weight[..., :n] @ state.prefix[1] + (weight[..., n:].unsqueeze(-1) * v).sum(3)
-        x = x + attention.join(mixed)
+        of_codes = (weight[..., n:].permute(0, 2, 3, 1).unsqueeze(-1) * v.unflatten(-1, heads)).sum(2)
+        of_prefix = (weight[..., :n] @ state.prefix[1]).transpose(1, 2)  # both [B, W, H, dh]
+        x = x + attention.o((of_prefix + of_codes).flatten(-2))
         x = x + self.cross_attention(self.cross_norm(x), *state.cross, bias)
         return x + self.feed_forward(x)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
 from genrec.tokenizer.trie import Trie
@@ -108,7 +109,7 @@ class GeneratorModel(PreTrainedModel):
         sizes = (d, config.heads, config.d_ff, config.dropout)
         self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.decoder_layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.decoder_layers))
-        self.encoder_norm, self.decoder_norm = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.encoder_norm, self.decoder_norm = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
         self.post_init()
         self.trie: Trie | None = None
         self._frozen: dict[int, Tensor] = {}
@@ -125,7 +126,7 @@ class GeneratorModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(module, nn.RMSNorm):
+        elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
         if module is self:
             for parameter in (self.start, self.no_trigger, self.no_instruction, self.slot, self.empty):
@@ -159,7 +160,8 @@ class GeneratorModel(PreTrainedModel):
             pooled = trie.pooled(level + 1, text.cpu())
             constants[f"node_text_{level}"] = F.normalize(pooled, dim=1).to(self.device)
             constants[f"node_code_{level}"] = trie.codes[level].to(self.device)
-            constants[f"children_{level}"] = trie.children[level].to(self.device)
+            constants[f"first_{level}"] = trie.child_start[level].to(self.device)
+            constants[f"count_{level}"] = trie.child_count[level].to(self.device)
         constants["leaf_items"] = trie.leaf_items.to(self.device)
         constants["path"] = trie.path.to(self.device)
         for name, value in constants.items():
@@ -262,14 +264,10 @@ class GeneratorModel(PreTrainedModel):
 
         hidden: [..., d]; nodes: int64 [...], of `level`. Padding holds MASKED.
         """
-        table = getattr(self, f"children_{level}")
-        children = table[nodes]
-        vectors = self.node_vectors(level)
-        if children.shape[-1] * 8 >= len(vectors) or len(vectors) <= 4096:  # one product is cheaper than gathering
-            logits = (hidden @ vectors.T).gather(-1, children.clamp(min=0))
-        else:
-            logits = torch.einsum("...d,...cd->...c", hidden, vectors[children.clamp(min=0)])
-        return F.log_softmax(logits.float().masked_fill(children < 0, MASKED), -1)
+        first, count = getattr(self, f"first_{level}"), getattr(self, f"count_{level}")
+        rows = hidden.expand(*nodes.shape, -1).reshape(-1, hidden.shape[-1])
+        logits = child_logits(self.node_vectors(level), first, count, rows, nodes.flatten())
+        return F.log_softmax(logits.float(), -1).unflatten(0, nodes.shape)
 
     def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of every code of the targets: hidden [P, levels, d], targets rows [P] -> [P, levels]."""
@@ -277,7 +275,7 @@ class GeneratorModel(PreTrainedModel):
         for level in range(self.config.levels):
             above, node = self.path[targets, level], self.path[targets, level + 1]
             logits = self.child_scores(level, hidden[:, level], above)
-            slot = node - getattr(self, f"children_{level}")[above, 0]
+            slot = node - getattr(self, f"first_{level}")[above]
             out.append(logits.gather(1, slot[:, None])[:, 0])
         return torch.stack(out, 1)
 
@@ -294,12 +292,14 @@ class GeneratorModel(PreTrainedModel):
         x = self.prefix_tokens(request)[:, 0]
         causal = torch.full((PREFIX, PREFIX), MASKED, device=x.device, dtype=x.dtype).triu(1)
         states = []
-        for layer in self.decoder_stack:
+        for i, layer in enumerate(self.decoder_stack):
             y = layer.self_norm(x)
             prefix = layer.self_attention.keys_values(y)
             cross = layer.cross_attention.keys_values(memory)
             states.append(LayerState(cross, prefix))
-            x = x + layer.self_attention(y, *prefix, causal)
+            last = PREFIX if i < self.config.decoder_layers - 1 else 1  # only the last token's output is wanted
+            x, y = x[:, -last:], y[:, -last:]
+            x = x + layer.self_attention(y, *prefix, causal[-last:])
             x = x + layer.cross_attention(layer.cross_norm(x), *cross, bias)
             x = x + layer.feed_forward(x)
         return SearchState(states, bias, self.decoder_norm(x[:, -1:]))

@@ -85,28 +85,27 @@ def beam_search(
 
     With width at least the number of nodes on every level this is exhaustive scoring.
     """
-    model_levels = model.config.levels
     state = model.begin(history, request)
     hidden = state.hidden
     batch = hidden.shape[0]
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=hidden.device)
     scores = torch.zeros(batch, 1, device=hidden.device)
-    for level in range(model_levels):
-        children = getattr(model, f"children_{level}")[nodes]  # [B, W, C], -1 where padded
-        values = model.child_scores(level, hidden, nodes) + scores.unsqueeze(-1)
-        legal = (children >= 0) & (scores > MASKED / 2).unsqueeze(-1)
+    for level in range(model.config.levels):
+        values = model.child_scores(level, hidden, nodes) + scores.unsqueeze(-1)  # [B, W, C]
+        first, width_here = getattr(model, f"first_{level}"), values.shape[-1]
         if allowed is not None:
             open_nodes = allowed_counts(model, allowed, level + 1) > 0
-            legal &= open_nodes.gather(1, children.clamp(min=0).flatten(1)).view_as(children)
-        values = values.masked_fill(~legal, MASKED).flatten(1)
-        scores, choice = values.topk(min(width, values.shape[1]), 1)
-        parent = choice // children.shape[-1]
-        nodes = children.flatten(1).gather(1, choice).clamp(min=0)
-        if level < model_levels - 1:
+            child = first[nodes].unsqueeze(-1) + torch.arange(width_here, device=nodes.device)
+            legal = open_nodes.gather(1, child.clamp(max=open_nodes.shape[1] - 1).flatten(1))
+            values = values.masked_fill(~legal.view_as(values), MASKED)
+        scores, choice = values.flatten(1).topk(min(width, values[0].numel()), 1)
+        parent = choice // width_here
+        dead = scores <= MASKED / 2
+        nodes = (first[nodes].gather(1, parent) + choice % width_here).masked_fill(dead, 0)
+        if level < model.config.levels - 1:
             for layer in state.layers:
                 layer.reorder(parent)
             hidden = model.advance(state, level, getattr(model, f"node_code_{level}")[nodes])
-    dead = scores <= MASKED / 2
     items = model.leaf_items[nodes].masked_fill(dead, -1)
     return Beam(items, scores.masked_fill(dead, -torch.inf))
 
@@ -121,7 +120,7 @@ def score_items(model: GeneratorModel, history: History, request: Request, items
     for level in range(model.config.levels):
         above, node = model.path[rows, level], model.path[rows, level + 1]
         values = model.child_scores(level, hidden, above)
-        slot = node - getattr(model, f"children_{level}")[above, 0]
+        slot = node - getattr(model, f"first_{level}")[above]
         total = total + values.gather(-1, slot.unsqueeze(-1))[..., 0]
         if level < model.config.levels - 1:
             hidden = model.advance(state, level, model.item_codes[rows, level])

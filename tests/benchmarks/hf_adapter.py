@@ -57,6 +57,7 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
             for level in range(trie.levels)
             for row in trie.children[level]
         ]
+        self.child_table = trie.children
         sizes = [trie.size(level) for level in range(trie.levels)]
         self.first = [sum(sizes[:level]) for level in range(trie.levels)]
 
@@ -120,7 +121,7 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
         hidden = model.decoder_norm(x[:, -1])
         level = ids.shape[1] - PREFIX
         nodes = torch.tensor([self.node(row) for row in ids[:, PREFIX:].tolist()])
-        children = getattr(model, f"children_{level}")[nodes]
+        children = self.child_table[level][nodes]
         vectors = model.node_vectors(level)[children.clamp(min=0)]
         scores = torch.einsum("bd,bcd->bc", hidden, vectors).masked_fill(children < 0, MASKED)
         logits = torch.full((batch, self.config.vocab_size), MASKED)
