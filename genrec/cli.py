@@ -130,7 +130,14 @@ def parser() -> argparse.ArgumentParser:
         _json(one)
 
     one = command("eval", commands.evaluate, "the table of a bundle: floors, generator, fused, with intervals")
-    _bundle(one)
+    one.add_argument(
+        "--bundle",
+        type=Path,
+        nargs="+",
+        default=[commands.DEMO_BUNDLE],
+        metavar="BUNDLE",
+        help="the bundle's folder; with --again several fits that differ in their seed, for one table of their means",
+    )
     one.add_argument("--again", action="store_true", help="measure it anew (default: the table that the fit stored)")
     one.add_argument(
         "--out", type=Path, metavar="FOLDER", help="with --again: keep report.json, report.md and plots there"

@@ -217,27 +217,38 @@ def evaluate(args: argparse.Namespace) -> None:
     """Prints the table that the fit stored, or measures it anew."""
     if args.out and not args.again:
         raise GenrecError("--out keeps a new measurement: give --again too, or leave it out")
+    if len(args.bundle) > 1 and not args.again:
+        raise GenrecError("several bundles have no stored table together: give --again too")
     if args.again:
         found = _measure(args.bundle, args.out)
     else:
         with terminal.work("checking"):
-            _load(args.bundle)
-        found = _stored_report(args.bundle)
+            _load(args.bundle[0])
+        found = _stored_report(args.bundle[0])
     if args.json:
         terminal.show_json(found)
     else:
         terminal.show_report(found, args.slices)
 
 
-def _measure(bundle: Path, out: Path | None) -> dict[str, Any]:
+def _measure(folders: list[Path], out: Path | None) -> dict[str, Any]:
     from genrec.io import read_json
 
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
-        from training.evaluate import evaluate_bundle
+        from training.evaluate import evaluate_bundles
         from training.fit import SPLITS
 
-        parts, folder = _load(bundle).bundle, out or Path(temporary)
-        evaluate_bundle(parts, SPLITS[parts.config["protocol"]](parts.dataset), folder, report)
+        bundles, folder = [_load(path).bundle for path in folders], out or Path(temporary)
+        first = bundles[0]
+        same = ("data", "protocol")
+        for path, parts in zip(folders[1:], bundles[1:], strict=True):
+            for name in same:
+                if parts.config[name] != first.config[name]:
+                    raise GenrecError(
+                        f"{path} has {name} {parts.config[name]!r}, {folders[0]} has {first.config[name]!r}: "
+                        "one table needs the same requests"
+                    )
+        evaluate_bundles(bundles, SPLITS[first.config["protocol"]](first.dataset), folder, report)
         return dict(read_json(folder / "report.json"))
 
 

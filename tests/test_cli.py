@@ -317,6 +317,20 @@ def test_eval_again_measures_the_same(tiny_bundle: Path, tmp_path: Path, capsys:
     assert "give --again too" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--out", str(tmp_path))
 
 
+def test_eval_of_several_fits_is_their_mean(tiny_bundle: Path, own_bundle: Path, capsys: Capture) -> None:
+    stored = json.loads((tiny_bundle / "report" / "report.json").read_text())
+    both = ("eval", "--bundle", str(tiny_bundle), str(own_bundle))
+    found = json_of(capsys, *both, "--again")
+    for one, many in zip(stored["rows"], found["rows"], strict=True):
+        assert {k: one[k] for k in ("system", "slice", "requests", "users")} == {
+            k: many[k] for k in ("system", "slice", "requests", "users")
+        }
+        for metric, value in one["metrics"].items():  # two copies of one fit: the same means and the same intervals
+            assert many["metrics"][metric] == pytest.approx(value, nan_ok=True)
+    assert len(found["about"]["ndcg_per_fit"]["genrec fused"]) == 2
+    assert "give --again too" in error_of(capsys, *both)
+
+
 # -- instruct and demo ------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ the generator; "generator alone" is its beam without any tool; "genrec fused" is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
 from genrec.data import EvalSet, Sequences, Split
+from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
@@ -124,32 +125,63 @@ def rank_systems(
     return [Ranked(n, np.concatenate(ranks[n]), np.concatenate(lists[n])) for n in names if ranks[n]]
 
 
-def make_report(systems: list[Ranked], requests: EvalSet, parts: Bundle, train: Sequences, about: dict) -> Report:
-    """The table of all systems, and the fused system against the floors' fusion and the best single floor."""
+def make_report(
+    systems: list[Ranked], requests: EvalSet, parts: Bundle, train: Sequences, about: dict, fits: int = 1
+) -> Report:
+    """The table of all systems, and the fused system against the floors' fusion and the best single floor.
+
+    fits: how many equal runs of requests, one per fit, stand one after the other in `systems` and `requests`.
+    """
     counts = np.bincount(train.items, minlength=len(parts.dataset.catalog))
     vectors = parts.embeddings
-    rows = [row for ranked in systems for row in rows_of(ranked, requests, counts=counts, vectors=vectors)]
+    rows = [row for ranked in systems for row in rows_of(ranked, requests, counts=counts, vectors=vectors, fits=fits)]
     by_name = {r.system: r for r in systems}
     pairs = []
-    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (ALONE_ROW, FLOORS_ROW)):
+    for system, baseline in ((FUSED_ROW, FLOORS_ROW), (ALONE_ROW, FLOORS_ROW), (FUSED_ROW, best_floor(parts, systems))):
         if system in by_name and baseline in by_name:
-            pairs += compare(by_name[system], by_name[baseline], requests)
+            pairs += compare(by_name[system], by_name[baseline], requests, fits=fits)
     return Report(f"{parts.dataset.name}, {requests.name}", tuple(rows), tuple(pairs), about)
 
 
-def evaluate_bundle(parts: Bundle, split: Split, folder: Path, report: Callable[[str], None]) -> str:
-    """Ranks the test requests, writes report.json, report.md and plots into `folder`; returns one line for the log."""
+def best_floor(parts: Bundle, systems: list[Ranked]) -> str:
+    """The single tool with the highest test NDCG@10: the hardest one to stand beside."""
+    found = {r.system: float(ndcg(r.ranks, 10).mean()) for r in systems if r.system in parts.tools}
+    return max(found, key=lambda name: found[name], default="")
+
+
+def evaluate_bundles(bundles: Sequence[Bundle], split: Split, folder: Path, report: Callable[[str], None]) -> str:
+    """Ranks the test requests, writes report.json, report.md and plots into `folder`; returns one line for the log.
+
+    Several bundles are fits of the same data with other seeds: every number is their mean, a user with the requests
+    of all fits is one cluster of the bootstrap, and `about` holds each fit's own NDCG@10.
+    """
     clock = time.perf_counter()
+    test = split.test
 
     def say(done: int, total: int) -> None:
         if done % (CHUNK * 8) == 0 or done == total:
             report(f"report: {done:,} of {total:,} test requests ranked")
 
-    systems = rank_systems(parts, split.test, say)
-    about = provenance(split.note, {"fit": parts.config["seed"]}, time.perf_counter() - clock)
-    about |= {"settings": parts.config, "fusion": parts.weights}
-    save(make_report(systems, split.test, parts, split.train, about), folder)
-    best = {s.system: float(ndcg(s.ranks, 10).mean()) for s in systems}
+    runs = [rank_systems(parts, test, say) for parts in bundles]
+    names = [r.system for r in runs[0]]
+    if any([r.system for r in run] != names for run in runs):
+        raise GenrecError("these bundles hold other tools: a table over seeds needs the same systems in each")
+    systems = [
+        Ranked(name, np.concatenate([r.ranks for r in found]), np.concatenate([r.lists for r in found]))
+        for name, *found in zip(names, *runs, strict=True)
+    ]
+    first = bundles[0]
+    seeds = {f"fit {i}" if i else "fit": int(parts.config["seed"]) for i, parts in enumerate(bundles)}
+    about = provenance(split.note, seeds, time.perf_counter() - clock)
+    about |= {"settings": first.config, "fusion": first.weights}
+    if len(bundles) > 1:
+        about |= {"ndcg_per_fit": {n: [_ndcg(r) for r in f] for n, *f in zip(names, *runs, strict=True)}}
+    requests = test.take(np.tile(np.arange(len(test)), len(bundles)))
+    save(make_report(systems, requests, first, split.train, about, len(bundles)), folder)
     return "test NDCG@10 " + ", ".join(
-        f"{name} {best[name]:.4f}" for name in (FLOORS_ROW, ALONE_ROW, FUSED_ROW) if name in best
+        f"{s.system} {_ndcg(s):.4f}" for s in systems if s.system in (FLOORS_ROW, ALONE_ROW, FUSED_ROW)
     )
+
+
+def _ndcg(ranked: Ranked) -> float:
+    return round(float(ndcg(ranked.ranks, 10).mean()), 6)

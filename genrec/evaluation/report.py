@@ -80,11 +80,13 @@ def rows_of(
     counts: np.ndarray | None = None,
     vectors: np.ndarray | None = None,
     seed: int = 0,
+    fits: int = 1,
 ) -> list[Row]:
     """One row per slice that holds a request.
 
     counts: training events per item [N], adds coverage and novelty of the kept lists; vectors: one per item [N, D],
-    adds their diversity. Coverage depends on how many requests there are: compare it within a slice only.
+    adds their diversity. Coverage depends on how many requests there are: compare it within a slice only. fits: how
+    many runs over the same requests stand one after the other; coverage is their mean, and requests count once.
     """
     values = accuracy(ranked, ks)
     if counts is not None:
@@ -99,10 +101,11 @@ def rows_of(
         intervals = bootstrap(table[mask], requests.users[mask], seed=seed)
         found = dict(zip(values, intervals, strict=True))
         if counts is not None:
-            share = metrics.coverage(ranked.lists[mask], len(counts))
+            runs = np.array_split(ranked.lists[mask], fits)
+            share = float(np.mean([metrics.coverage(lists, len(counts)) for lists in runs]))
             found["coverage"] = Interval(share, math.nan, math.nan)
         users = len(np.unique(requests.users[mask]))
-        out.append(Row(ranked.system, name, int(mask.sum()), users, found))
+        out.append(Row(ranked.system, name, int(mask.sum()) // fits, users, found))
     return out
 
 
@@ -113,7 +116,7 @@ def published(system: str, source: str, values: Mapping[str, float]) -> Row:
 
 
 def compare(
-    system: Ranked, baseline: Ranked, requests: EvalSet, ks: Sequence[int] = (10,), seed: int = 0
+    system: Ranked, baseline: Ranked, requests: EvalSet, ks: Sequence[int] = (10,), seed: int = 0, fits: int = 1
 ) -> list[Comparison]:
     """The paired difference of two systems on the same requests, one entry per slice that holds a request."""
     a, b = accuracy(system, ks), accuracy(baseline, ks)
@@ -123,7 +126,7 @@ def compare(
         if mask.any():
             found = paired(left[mask], right[mask], requests.users[mask], seed=seed)
             differences = dict(zip(a, found, strict=True))
-            out.append(Comparison(system.system, baseline.system, name, int(mask.sum()), differences))
+            out.append(Comparison(system.system, baseline.system, name, int(mask.sum()) // fits, differences))
     return out
 
 
