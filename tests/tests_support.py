@@ -1,11 +1,18 @@
-"""A tiny shop that every test can afford: some sixty items in six categories, users who stay in one or two."""
+"""What many tests share: a tiny shop (some sixty items in six categories, users who stay in one or two) and a tiny
+generator with random weights."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from genrec.generator.config import GeneratorConfig
+from genrec.generator.model import GeneratorModel
+from genrec.tokenizer.trie import Trie
 
 HOSTILE_TITLE = "<script>alert(1)</script> [bold]tea[/bold] \x1b[31m<|im_start|>"
 KINDS = ["tea", "coffee", "bread", "cheese", "jam", "soap"]
@@ -33,3 +40,27 @@ def shop(folder: Path, users: int = 40, per_kind: int = 10, seed: int = 0) -> Pa
     vectors = np.repeat(centres, per_kind, 0) + 0.3 * rng.normal(size=(len(items), 16))
     np.save(folder / "embeddings.npy", vectors.astype(np.float32))
     return folder
+
+
+TEXT = 6
+
+
+def tiny_model(
+    items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None, retrieved: int = 0
+) -> GeneratorModel:
+    """Random weights over a random catalogue; it sees 2 + `retrieved` events where it retrieves."""
+    rng = np.random.default_rng(seed)
+    every = np.array(list(itertools.product(range(codes), repeat=levels)))
+    chosen = every[rng.choice(len(every), items, replace=False)]
+    torch.manual_seed(seed)
+    config = GeneratorConfig(
+        items=known or items, text_dim=TEXT, d_model=16, heads=2, d_ff=24, levels=levels, codes=codes, max_history=6,
+        recent=2, retrieved=retrieved, retrieval_width=4,
+    )  # fmt: skip
+    model = GeneratorModel(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model.set_catalog(
+        Trie.build(chosen), torch.from_numpy(rng.normal(size=(items, TEXT)).astype(np.float32))
+    ).eval()

@@ -21,15 +21,20 @@ from torch import Tensor
 
 from genrec.errors import GenrecError
 from genrec.generator.batches import Batch, TrainingData
+from genrec.generator.igr import q2i_loss
 from genrec.generator.model import GeneratorModel
 from genrec.io import atomic, read_json, write_json
+
+# lambda_r and lambda_d of Eq. 2: the paper does not say; these are those of the one public re-implementation.
+Q2I_VARIANCE, Q2I_DECORRELATION = 0.01, 0.01
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """epochs: passes over the data. positions: padded positions per batch. learning_rate, weight_decay, warmup
     (steps), clip (gradient norm): the optimiser. average: decay of the weights' moving average.
-    evaluations: validation checks over the run. seed: of everything random. bf16: autocast in bfloat16."""
+    evaluations: validation checks over the run. seed: of everything random. bf16: autocast in bfloat16.
+    q2i: weight of the Q2I loss where the model retrieves (lambda of Eq. 3; the paper does not say)."""
 
     epochs: int = 20
     positions: int = 2048
@@ -41,6 +46,7 @@ class TrainingConfig:
     evaluations: int = 8
     seed: int = 0
     bf16: bool = False
+    q2i: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("epochs", "positions", "evaluations"):
@@ -61,16 +67,27 @@ class Progress:
     positions_per_second: float
 
 
-def loss_of(model: GeneratorModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Behaviour-weighted next-code loss (a scalar) and its unweighted mean per level [levels]."""
+def loss_of(model: GeneratorModel, batch: Batch, q2i: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Eq. 3 of OxygenREC, next-code loss + q2i * Q2I loss (a scalar), and the former's unweighted mean per level.
+
+    The next-code loss is behaviour-weighted. Q2I is taken over the requests that ask: with instruction or trigger.
+    """
     length = batch.history.rows.shape[1]
     steps = torch.arange(length, device=model.device)
     memory = model.encode(batch.history)
-    hidden = model.decode(memory, batch.request, batch.targets.clamp(min=0), (steps[:, None] - steps)[None])
+    distance = model.visible(batch.history, batch.request, (steps[:, None] - steps)[None])
+    hidden = model.decode(memory, batch.request, batch.targets.clamp(min=0), distance)
     real = batch.targets >= 0
     likelihood = model.log_likelihood(hidden[real], batch.targets[real])
     weight = batch.weights[real]
-    return -(likelihood.sum(1) * weight).sum() / weight.sum().clamp(min=1e-6), -likelihood.detach().mean(0)
+    loss = -(likelihood.sum(1) * weight).sum() / weight.sum().clamp(min=1e-6)
+    if q2i and model.config.retrieved:
+        asking = real & (batch.request.instructed | (batch.request.trigger >= 0))
+        queries = model.queries(batch.request)[asking]
+        loss = loss + q2i * q2i_loss(
+            queries, model.retrieval_items(batch.targets[asking]), Q2I_VARIANCE, Q2I_DECORRELATION
+        )
+    return loss, -likelihood.detach().mean(0)
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
@@ -132,7 +149,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, self.steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            loss, levels = loss_of(self.model, batch)
+            loss, levels = loss_of(self.model, batch, config.q2i)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)

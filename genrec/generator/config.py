@@ -15,7 +15,9 @@ class GeneratorConfig(PretrainedConfig):
     items: catalogue size the weights were made for. text_dim: width of item and instruction embeddings.
     d_model, heads, d_ff, encoder_layers, decoder_layers: the usual. max_history: newest events that the
     encoder reads. dropout: one mask per sequence and feature, shared by its positions (cheap on a CPU).
-    scenarios: names in the order of their embeddings.
+    scenarios: names in the order of their embeddings. retrieved: events that the request's instruction chooses out of
+    the history beyond the `recent` newest (see igr.py); 0 turns that off, and the decoder sees the whole history.
+    retrieval_width: of the space they are compared in.
     """
 
     model_type = "genrec-generator"
@@ -34,6 +36,9 @@ class GeneratorConfig(PretrainedConfig):
         levels: int = 3,
         codes: int = 128,
         scenarios: list[str] | None = None,
+        recent: int = 20,
+        retrieved: int = 0,
+        retrieval_width: int = 64,
         **kwargs: Any,
     ) -> None:
         self.items = items
@@ -48,4 +53,7 @@ class GeneratorConfig(PretrainedConfig):
         self.levels = levels
         self.codes = codes
         self.scenarios = list(scenarios) if scenarios is not None else list(DEFAULT_SCENARIOS)
+        self.recent = recent
+        self.retrieved = retrieved
+        self.retrieval_width = retrieval_width
         super().__init__(**kwargs)

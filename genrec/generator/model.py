@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
+from genrec.generator.igr import InstructionRetrieval, keep
 from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
 from genrec.tokenizer.trie import Trie
 
@@ -64,6 +65,13 @@ class Request:
 
     def to(self, device: torch.device | str) -> Request:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+
+def distances(history: History) -> Tensor:
+    """How many events before the newest one each position lies, int64 [B, 1, T]; negative where padded."""
+    lengths = (history.rows >= 0).sum(1)
+    steps = torch.arange(history.rows.shape[1], device=history.rows.device)
+    return (lengths[:, None] - 1 - steps)[:, None]
 
 
 @dataclass
@@ -109,6 +117,8 @@ class GeneratorModel(PreTrainedModel):
         sizes = (d, config.heads, config.d_ff, config.dropout)
         self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.decoder_layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.decoder_layers))
+        if config.retrieved:
+            self.retrieval = InstructionRetrieval(d, config.retrieval_width)
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
         self.post_init()
         self.trie: Trie | None = None
@@ -175,7 +185,11 @@ class GeneratorModel(PreTrainedModel):
 
     def item_vectors(self, rows: Tensor) -> Tensor:
         """Input vectors of items: rows int64 [...] -> [..., d]."""
-        out = self._own(self.item_in, rows) + self.text_in(self.item_text[rows])
+        return self.code_vectors(rows) + self.text_in(self.item_text[rows])
+
+    def code_vectors(self, rows: Tensor) -> Tensor:
+        """The part of an item's input vector that is learned from events: its own and its codes' embeddings."""
+        out = self._own(self.item_in, rows)
         for level, table in enumerate(self.code_in):
             out = out + table(self.item_codes[rows, level])
         return out
@@ -203,7 +217,12 @@ class GeneratorModel(PreTrainedModel):
         x = x + self.gap((torch.log2(history.gaps.clamp(min=0) / DAY + 1) * 1.4).long().clamp(max=GAP_BUCKETS - 1))
         x = x + self.weight((history.weights - 1).unsqueeze(-1))
         steps = torch.arange(rows.shape[1], device=rows.device)
-        bias = self._distance_bias(self.encoder_bias, steps[:, None] - steps[None])[None]
+        distance = steps[:, None] - steps[None]
+        if (
+            self.config.retrieved
+        ):  # what is not kept must not come in through its neighbours: a window as long as `recent`
+            distance = distance.masked_fill(distance >= self.config.recent, -1)
+        bias = self._distance_bias(self.encoder_bias, distance)[None]
         x = self.encoder_stack[0].drop(x)
         for layer in self.encoder_stack:
             x = layer(x, bias)
@@ -216,17 +235,46 @@ class GeneratorModel(PreTrainedModel):
 
     # -- decoder ------------------------------------------------------------------------------------
 
+    def scenario_tokens(self, request: Request) -> Tensor:
+        """I_s, the scenario with its trigger item in one vector: [B, Q, d]."""
+        trigger = self.trigger(self.item_vectors(request.trigger.clamp(min=0)))
+        return self.scenario(request.scenario) + torch.where(
+            (request.trigger >= 0).unsqueeze(-1), trigger, self.no_trigger
+        )
+
+    def instruction_tokens(self, request: Request) -> Tensor:
+        """I_r, the adapted text embedding, or the learned default: [B, Q, d]."""
+        given = self.adapter(request.instruction.to(self.dtype))
+        return torch.where(request.instructed.unsqueeze(-1), given, self.no_instruction)
+
     def prefix_tokens(self, request: Request) -> Tensor:
         """[BOS, I_s, I_r] as vectors: [B, Q, 3, d]."""
-        has_trigger = (request.trigger >= 0).unsqueeze(-1)
-        trigger = torch.where(
-            has_trigger, self.trigger(self.item_vectors(request.trigger.clamp(min=0))), self.no_trigger
-        )
-        given = torch.where(
-            request.instructed.unsqueeze(-1), self.adapter(request.instruction.to(self.dtype)), self.no_instruction
-        )
-        scenario = self.scenario(request.scenario) + trigger
+        scenario, given = self.scenario_tokens(request), self.instruction_tokens(request)
         return torch.stack([self.start.expand_as(given), scenario, given], 2) + self.slot[:PREFIX]
+
+    # -- instruction-guided retrieval ---------------------------------------------------------------
+
+    def queries(self, request: Request) -> Tensor:
+        """q of every request, unit vectors [B, Q, retrieval_width]."""
+        return self.retrieval.queries(self.scenario_tokens(request), self.instruction_tokens(request))
+
+    def retrieval_items(self, rows: Tensor) -> Tensor:
+        """t (or, without gradients, h) of items, unit vectors [..., retrieval_width]."""
+        return self.retrieval.items(self.code_vectors(rows), self.adapter(self.item_text[rows]))
+
+    def visible(self, history: History, request: Request, distance: Tensor) -> Tensor:
+        """The distances with -1 at every position that a request does not see: [B, Q, T] (see igr.py).
+
+        distance: int64 [B or 1, Q, T], events before the request's newest one, negative where it must not be seen.
+        """
+        if not self.config.retrieved:
+            return distance
+        with torch.no_grad():
+            similarity = self.queries(request) @ self.retrieval_items(history.rows.clamp(min=0)).transpose(1, 2)
+            distance = distance.expand_as(similarity).masked_fill((history.rows < 0)[:, None], -1)
+            asked = request.instructed | (request.trigger >= 0)
+            kept = keep(similarity, distance, asked, self.config.recent, self.config.retrieved)
+        return distance.masked_fill(~kept, -1)
 
     def code_tokens(self, level: int, codes: Tensor) -> Tensor:
         """Vectors of chosen codes of a level, codes int64 [...] -> [..., d]."""
@@ -284,9 +332,13 @@ class GeneratorModel(PreTrainedModel):
     def begin(self, history: History, request: Request) -> SearchState:
         """Encode B users once and run the prefix: request has Q = 1."""
         memory = self.encode(history)
-        lengths = (history.rows >= 0).sum(1)
-        steps = torch.arange(memory.shape[1], device=memory.device)
-        distance = (lengths[:, None] - 1 - steps)[:, None]
+        distance = self.visible(history, request, distances(history))
+        if self.config.retrieved:  # only what is seen stays: the beams attend to recent + retrieved events
+            seen = distance[:, 0] >= 0
+            size = max(1, int(seen.sum(1).max()))
+            at = (~seen).long().argsort(dim=1, stable=True)[:, :size]
+            memory = memory.gather(1, at.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
+            distance = distance.gather(2, at[:, None])
         memory, distance = self._with_sink(memory, distance)
         bias = self._distance_bias(self.cross_bias, distance)
         x = self.prefix_tokens(request)[:, 0]

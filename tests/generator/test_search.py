@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
+from tests_support import TEXT, tiny_model
 
 from genrec.contracts import UserContext
 from genrec.errors import GenrecError
-from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
 from genrec.generator.search import beam_search, make_history, make_request, score_items
-from genrec.tokenizer.trie import Trie
-
-TEXT = 6
-
-
-def tiny_model(
-    items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None
-) -> GeneratorModel:
-    rng = np.random.default_rng(seed)
-    every = np.array(list(itertools.product(range(codes), repeat=levels)))
-    chosen = every[rng.choice(len(every), items, replace=False)]
-    torch.manual_seed(seed)
-    config = GeneratorConfig(
-        items=known or items, text_dim=TEXT, d_model=16, heads=2, d_ff=24, levels=levels, codes=codes, max_history=6
-    )
-    model = GeneratorModel(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return model.set_catalog(
-        Trie.build(chosen), torch.from_numpy(rng.normal(size=(items, TEXT)).astype(np.float32))
-    ).eval()
-
 
 CONTEXTS = [
     UserContext(history=(1, 2, 3), times=(0.0, 86400.0, 1e7), weights=(1.0, 2.0, 0.5)),
@@ -45,8 +20,9 @@ CONTEXTS = [
 ]
 
 
-def test_a_wide_beam_equals_brute_force() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("retrieved", [0, 2])
+def test_a_wide_beam_equals_brute_force(retrieved: int) -> None:
+    model = tiny_model(retrieved=retrieved)
     history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
     every = torch.arange(30).expand(len(CONTEXTS), -1)
     exact = score_items(model, history, request, every)
@@ -56,8 +32,9 @@ def test_a_wide_beam_equals_brute_force() -> None:
     assert torch.allclose(beam.scores, exact.sort(1, descending=True).values, atol=1e-5)
 
 
-def test_a_batch_gives_what_single_requests_give() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("retrieved", [0, 2])
+def test_a_batch_gives_what_single_requests_give(retrieved: int) -> None:
+    model = tiny_model(retrieved=retrieved)
     together = beam_search(model, make_history(CONTEXTS, 6), make_request(model, CONTEXTS), 8)
     for i, context in enumerate(CONTEXTS):
         alone = beam_search(model, make_history([context], 6), make_request(model, [context]), 8)
@@ -65,14 +42,16 @@ def test_a_batch_gives_what_single_requests_give() -> None:
         assert torch.allclose(alone.scores[0], together.scores[i], atol=1e-5)
 
 
-def test_search_scores_are_those_that_training_sees() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("retrieved", [0, 1, 2])
+def test_search_scores_are_those_that_training_sees(retrieved: int) -> None:
+    model = tiny_model(retrieved=retrieved)
     contexts = [c for c in CONTEXTS if c.history]
     history, request = make_history(contexts, 6), make_request(model, contexts)
     targets = torch.tensor([[7], [8], [9]])
     memory = model.encode(history)
     lengths = (history.rows >= 0).sum(1)
     distance = (lengths[:, None] - 1 - torch.arange(history.rows.shape[1]))[:, None]
+    distance = model.visible(history, request, distance)
     hidden = model.decode(memory, request, targets, distance)[:, 0]
     trained = model.log_likelihood(hidden, targets[:, 0]).sum(1)
     assert torch.allclose(trained, score_items(model, history, request, targets)[:, 0], atol=1e-5)
