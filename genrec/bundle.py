@@ -6,7 +6,8 @@
     tools/<name>/     one folder per fitted tool
     generator/        the fast thinker (config.json, model.safetensors)
     fusion.json       the weights of the parts
-    report/           results.json, table.md, plots
+    report/           report.json, report.md, plots
+    timeline.parquet  the instructions it was trained and tested with, where there are some
     instructions.sqlite   the slow thinker's store; it changes after the fit, so it has no checksum
 
 safetensors, Parquet, JSON and SQLite only. `seal` writes bundle.json last; `Bundle.load` refuses a folder
@@ -26,6 +27,7 @@ from genrec import __version__
 from genrec.data import Dataset, read_dataset
 from genrec.errors import GenrecError
 from genrec.instructions.store import InstructionStore
+from genrec.instructions.timeline import Timeline
 from genrec.io import atomic, read_json, sha256, write_json
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "bundle.json"
 STORE = "instructions.sqlite"
+TIMELINE = "timeline.parquet"
 
 
 def seal(folder: Path, config: dict[str, Any]) -> None:
@@ -142,6 +145,12 @@ class Bundle:
     def weights(self) -> dict[str, dict[str, float]]:
         """Fusion weights chosen on validation: "floors" for the tools alone, "fused" with the generator."""
         return read_json(self.folder / "fusion.json")
+
+    @cached_property
+    def timeline(self) -> Timeline | None:
+        """The instructions over time that the generator was trained and tested with; None without any."""
+        path = self.folder / TIMELINE
+        return Timeline.load(path) if path.exists() else None
 
     @cached_property
     def store(self) -> InstructionStore:

@@ -38,6 +38,14 @@ class FitConfig:
     embeddings: str = field(
         default="", metadata={"help": "own item embeddings: .npy, a row per catalogue item in order"}
     )
+    instructions: str = field(
+        default="", metadata={"help": "instructions over time to train and test with (python -m training.instructions)"}
+    )
+    retrieved: int = field(
+        default=0, metadata={"help": "events that the instruction chooses out of a long history (0: no IGR)"}
+    )
+    recent: int = field(default=20, metadata={"help": "newest events always seen, where --retrieved is above 0"})
+    q2i: float = field(default=0.2, metadata={"help": "weight of the Q2I loss, where --retrieved is above 0"})
     tools: tuple[str, ...] = field(default=TOOLS, metadata={"help": "tools to fit, separated by commas"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
     bf16: bool = field(default=False, metadata={"help": "train in bfloat16 (fast where the processor has it)"})
@@ -52,6 +60,14 @@ class FitConfig:
         for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
             if getattr(self, name) < 1:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.retrieved < 0 or self.recent < 1 or self.q2i < 0:
+            raise GenrecError(
+                f"retrieved is {self.retrieved}, recent {self.recent}, q2i {self.q2i}; they must be at least 0, 1 and 0"
+            )
+        if self.instructions and self.embeddings:
+            raise GenrecError(
+                "own --embeddings have no text encoder to read --instructions with; leave one of them out"
+            )
         if not 0 <= self.teaching <= 1:
             raise GenrecError(f"teaching is {self.teaching}; it must be between 0 and 1")
         if not 0 <= self.dropout < 1:

@@ -23,6 +23,7 @@ from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
+from genrec.tokenizer.embeddings import embed_texts
 from genrec.tools import Tool
 from genrec.tools.fusion import fit_weights, search_weights, standardise
 
@@ -40,22 +41,44 @@ def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
         yield requests.take(np.arange(start, min(start + size, len(requests))))
 
 
-def generator_ndcg(model: GeneratorModel, requests: EvalSet, width: int = 20) -> float:
-    """NDCG@10 of the generator alone."""
+def instruction_vectors(parts: Bundle, requests: EvalSet) -> np.ndarray | None:
+    """The embedded instruction that each request follows, float32 [B, text_dim], NaN rows for none; None where the
+    bundle was fitted without a timeline of instructions."""
+    timeline = parts.timeline
+    if timeline is None:
+        return None
+    found = [int(timeline.find(c.user or "", np.array([len(c.history)]))[0]) for c in requests.contexts]
+    used = sorted(set(found) - {-1})
+    out = np.full((len(requests), parts.embeddings.shape[1]), np.nan, np.float32)
+    if used:
+        vectors = dict(zip(used, embed_texts(parts.embedder, [timeline.texts[i] for i in used]), strict=True))
+        told = [b for b, i in enumerate(found) if i >= 0]
+        out[told] = [vectors[found[b]] for b in told]
+    return out
+
+
+def generator_ndcg(
+    model: GeneratorModel, requests: EvalSet, instructions: np.ndarray | None = None, width: int = 20
+) -> float:
+    """NDCG@10 of the generator alone. instructions: as `instruction_vectors` gives."""
     items = model.trie.items  # type: ignore[union-attr]
-    beams = [
-        shortlist(piece.contexts, {}, {}, model, allowed_items(piece.contexts, items), width=width).beam
-        for piece in chunks(requests)
-    ]
+    beams, done = [], 0
+    for piece in chunks(requests):
+        told = None if instructions is None else instructions[done : done + len(piece)]
+        allowed = allowed_items(piece.contexts, items)
+        beams.append(shortlist(piece.contexts, {}, {}, model, allowed, told, width=width).beam)
+        done += len(piece)
     return float(ndcg(rank_lists(ALONE_ROW, np.concatenate(beams), requests).ranks, 10).mean())
 
 
 def shortlists(parts: Bundle, requests: EvalSet, floors: Mapping[str, float]) -> Iterator[tuple[EvalSet, Shortlist]]:
     """Each chunk of requests with its shortlist, seen items left out."""
-    items = len(parts.dataset.catalog)
+    items, instructions, done = len(parts.dataset.catalog), instruction_vectors(parts, requests), 0
     for piece in chunks(requests):
+        told = None if instructions is None else instructions[done : done + len(piece)]
         allowed = allowed_items(piece.contexts, items)
-        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, width=WIDTH)
+        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, told, width=WIDTH)
+        done += len(piece)
 
 
 def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, float]:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from genrec import __version__
-from genrec.bundle import MANIFEST, Bundle, load_embeddings, save_embeddings, seal
+from genrec.bundle import MANIFEST, TIMELINE, Bundle, load_embeddings, save_embeddings, seal
 from genrec.data import (
     SCENARIOS,
     Dataset,
@@ -36,8 +37,9 @@ from genrec.data import (
 )
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
+from genrec.instructions.timeline import Timeline
 from genrec.io import atomic, read_json, write_json, write_text
-from genrec.tokenizer.embeddings import TextEmbedder
+from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
 from training.config import FitConfig
@@ -105,6 +107,7 @@ class Fit:
         self.stage("floors", self.choose_floor_weights)
         self.stage("teaching", self.teach)
         self.stage("queries", self.embed_queries)
+        self.stage("instructions", self.embed_instructions)
         self.stage("generator", self.train_generator)
         self.stage("fusion", self.choose_weights)
         self.stage("report", self.make_report)
@@ -165,8 +168,6 @@ class Fit:
 
     def teach(self) -> str:
         """The tools' proposals at the training positions, each from tools not fitted on its user."""
-        from safetensors.numpy import save_file
-
         from genrec.generator.teacher import teach
 
         weights = {n: w for n, w in read_json(self.work / "floors.json")["floors"].items() if w}
@@ -199,9 +200,27 @@ class Fit:
         save_embeddings(self.work / "queries", table[rows].reshape(len(catalog), -1))
         return f"{len(unique):,} distinct queries"
 
-    def training_data(self, model: GeneratorModel) -> TrainingData:
-        from safetensors.numpy import load_file
+    def embed_instructions(self) -> str:
+        """The instructions that training positions follow, embedded; the timeline itself goes into the bundle."""
+        if not self.config.instructions:
+            return "none: training follows queries and the learned default"
+        timeline = Timeline.load(Path(self.config.instructions))
+        train = self.split.train
+        told = np.full(train.events, -1, np.int32)
+        for u, user in enumerate(train.users):
+            start, n = int(train.offsets[u]), int(train.lengths[u])
+            told[start : start + n] = timeline.find(user, np.arange(n))
+        timeline.save(self.folder / TIMELINE)
+        embedder = TextEmbedder(self.config.embedder)
+        vectors = embed_texts(
+            embedder, timeline.texts, lambda n, of: self.report(f"instructions: {n:,} of {of:,} different texts")
+        )
+        save_embeddings(self.work / "instructions", vectors)
+        with atomic(self.work / "told.safetensors") as path:
+            save_file({"told": told}, path)
+        return f"{int((told >= 0).sum()):,} of {train.events:,} training positions follow one of {len(timeline):,}"
 
+    def training_data(self, model: GeneratorModel) -> TrainingData:
         from genrec.generator.batches import ScenarioTask, TrainingData
 
         path = self.work / "queries" / "embeddings.safetensors"
@@ -213,7 +232,7 @@ class Fit:
                 mask = target_mask(about, self.split.train, self.dataset.catalog)
                 tasks.append(ScenarioTask(name, mask, SHARES[name], about.trigger, about.query))
         ids = {name: i for i, name in enumerate(model.config.scenarios)}
-        path = self.work / "taught.safetensors"
+        path, told = self.work / "taught.safetensors", self.work / "told.safetensors"
         return TrainingData(
             self.split.train,
             tuple(tasks),
@@ -222,6 +241,8 @@ class Fit:
             model.config.text_dim,
             taught=load_file(path)["taught"] if path.exists() else None,
             teaching=self.config.teaching,
+            told=load_file(told)["told"] if told.exists() else None,
+            instructions=load_embeddings(self.work / "instructions") if told.exists() else None,
         )
 
     def new_generator(self) -> GeneratorModel:
@@ -245,13 +266,15 @@ class Fit:
             levels=self.config.levels,
             codes=ids.codebooks.shape[1],
             scenarios=list(self.dataset.scenarios),
+            recent=self.config.recent,
+            retrieved=self.config.retrieved,
         )
         return GeneratorModel(config).set_catalog(ids.trie, torch.from_numpy(vectors))
 
     def train_generator(self) -> str:
         import torch
 
-        from training.evaluate import generator_ndcg
+        from training.evaluate import generator_ndcg, instruction_vectors
         from training.generator import TrainingConfig, train
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -263,8 +286,10 @@ class Fit:
             learning_rate=self.config.learning_rate,
             seed=self.config.seed,
             bf16=self.config.bf16,
+            q2i=self.config.q2i,
         )
         sample = self.split.validation.sample(2000, seed=1)
+        told = instruction_vectors(self.parts(), sample)
         progress: list[Progress] = []
 
         def say(p: Progress) -> None:
@@ -281,7 +306,7 @@ class Fit:
             self.training_data(model),
             settings,
             self.work / "generator",
-            lambda m: generator_ndcg(m, sample),
+            lambda m: generator_ndcg(m, sample, told),
             say,
             self.config.checkpoint_seconds,
         )

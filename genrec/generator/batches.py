@@ -46,7 +46,9 @@ class Batch:
 class TrainingData:
     """train: the sequences. tasks: the scenarios beside home, whose position in the model's list is
     `scenario_ids`. queries: float32 [N, V, text_dim], V ways to ask for each item, NaN rows where there is none.
-    instruction_dropout: share of search positions that keep the learned default instruction. taught: int32
+    told: int32 [M], for every event as a target the row of `instructions`, float32 [K, text_dim], that its request
+    follows in all other scenarios (-1: the learned default). instruction_dropout: share of instructed positions that
+    get the learned default all the same. taught: int32
     [M, depth], the tools' proposals at each event (see teacher.py); teaching: share of home positions that take
     one of them as target, drawn with a chance falling as 1 / rank."""
 
@@ -55,6 +57,8 @@ class TrainingData:
     scenario_ids: dict[str, int]
     queries: np.ndarray | None
     text_dim: int
+    told: np.ndarray | None = None
+    instructions: np.ndarray | None = None
     instruction_dropout: float = 0.1
     taught: np.ndarray | None = None
     teaching: float = 0.0
@@ -120,6 +124,12 @@ class TrainingData:
                 usable = ~np.isnan(vectors).any(1) & (rng.random(len(wanted)) >= self.instruction_dropout)
                 instruction[mine] = np.where(usable[:, None], vectors, 0)
                 instructed[mine] = usable
+        if self.told is not None and self.instructions is not None and len(self.instructions):
+            index = np.where(real, self.told[after], -1)
+            index[instructed | (rng.random(at.shape) < self.instruction_dropout)] = -1
+            index[np.isin(scenario, [self.scenario_ids[t.name] for t in self.tasks if t.query])] = -1
+            instruction[index >= 0] = self.instructions[index[index >= 0]]
+            instructed |= index >= 0
         if self.taught is not None and self.teaching:
             pupil = (draw >= 0) & (rng.random(at.shape) < self.teaching) & real
             depth = self.taught.shape[1]

@@ -74,3 +74,12 @@ class TextEmbedder:
             if report:
                 report(min(start + step, len(order)), len(order))
         return out
+
+
+def embed_texts(
+    embedder: TextEmbedder, texts: Sequence[str], report: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """The same for texts that repeat: each different one is encoded once."""
+    unique = sorted(set(texts))
+    place = {text: i for i, text in enumerate(unique)}
+    return embedder(unique, report)[[place[text] for text in texts]]

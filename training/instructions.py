@@ -1,0 +1,138 @@
+"""Writes instructions for training positions and test requests, as a near-line thinker would have: before each.
+
+    python -m training.instructions --data ml-100k --protocol rolling --writer template --out template.parquet
+    python -m training.instructions --data ml-100k --protocol rolling --writer model --out zero-shot.parquet
+    python -m training.instructions --shuffle template.parquet --out shuffled.parquet
+    genrec fit --data ml-100k --protocol rolling --instructions template.parquet --out bundles/told
+
+Every user gets one instruction per `window` events, over the last `windows` windows of the training events, one
+before the validation request and one before the first test request. Each is written from the events before it alone. A
+request later in the same window follows the same, by then stale, instruction, as online. The language model's replies
+are kept in an SQLite store beside the result: a killed run that is started again asks for the missing ones only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import prompts
+from genrec.contracts import UserContext
+from genrec.data import Dataset, Split, load_dataset
+from genrec.errors import GenrecError
+from genrec.instructions import InstructionStore
+from genrec.instructions.context import PromptWriter, has_content
+from genrec.instructions.plain import MODEL, plain_instruction
+from genrec.instructions.timeline import Timeline
+from serving.instruct import instruct
+from serving.llm import Backend, open_model
+from training.config import PROTOCOLS
+from training.fit import SPLITS
+
+LEAST = 5  # events that an instruction is written from
+Point = tuple[int, int]  # user position, events known
+
+
+def points(dataset: Dataset, split: Split, window: int = 10, windows: int = 3) -> list[Point]:
+    """When instructions are written: (user position, events known), sorted; see the module."""
+    if window < 1 or windows < 0:
+        raise GenrecError(f"window is {window} and windows {windows}; they must be at least 1 and 0")
+    found: set[Point] = set()
+    for u, trained in enumerate(split.train.lengths.tolist()):
+        ends = range(trained - window, trained - window * windows - 1, -window)
+        found |= {(u, n) for n in ends if n >= LEAST}
+    for requests in (split.validation, split.test):
+        first: dict[int, int] = {}
+        for u, context in zip(requests.users.tolist(), requests.contexts, strict=True):
+            first[u] = min(first.get(u, len(context.history)), len(context.history))
+        found |= {(u, n) for u, n in first.items() if n >= LEAST}
+    return sorted(found)
+
+
+def context_at(dataset: Dataset, point: Point) -> UserContext:
+    """The user's first events as a request, named user@events: an instruction is stored by that name."""
+    user, events = point
+    context = dataset.sequences.context(user, events)
+    return replace(context, user=f"{dataset.sequences.users[user]}@{events}")
+
+
+def write(
+    dataset: Dataset,
+    asked: list[Point],
+    prompt: str,
+    model: Backend | None,
+    store: InstructionStore | None,
+    report: Callable[[str], None] = print,
+) -> Timeline:
+    """The timeline of these points: by the template where there is no model, else by the batch job into `store`.
+
+    Points whose history says nothing (no title, no category) are left out.
+    """
+    template = prompts.load(prompt)
+    contexts = [context_at(dataset, p) for p in asked]
+    able = [(p, c) for p, c in zip(asked, contexts, strict=True) if has_content(c)]
+    if model is None or store is None:
+        writer = PromptWriter(dataset.catalog, template)
+        written = [plain_instruction(c, writer) for _, c in able]
+    else:
+        instruct([c for _, c in able], dataset.catalog, model, template, store, report=report)
+        written = [i for _, c in able if (i := store.get(c.user or "", c.scenario)) is not None]
+    users = tuple(dataset.sequences.users[u] for (u, _), _ in able)
+    events = np.array([n for (_, n), _ in able], np.int64)
+    return Timeline(users, events, tuple(i.look_for for i in written), tuple(i.model for i in written))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 with one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.instructions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", default="ml-100k", help="as for genrec fit (default: %(default)s)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="rolling", help="the split (default: %(default)s)")
+    parser.add_argument("--writer", choices=("template", "model"), default="template", help="who writes")
+    parser.add_argument("--prompt", default="intent_v1", help="see python -m prompts (default: %(default)s)")
+    parser.add_argument("--backend", default="auto", help="of the model (default: %(default)s)")
+    parser.add_argument("--model", help="a folder or hub name (default: the packaged model)")
+    parser.add_argument("--window", type=int, default=10, help="events that follow one instruction")
+    parser.add_argument("--windows", type=int, default=3, help="windows of training events per user")
+    parser.add_argument("--shuffle", type=Path, metavar="FILE", help="shuffle this timeline between users instead")
+    parser.add_argument("--seed", type=int, default=0, help="of --shuffle")
+    parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
+    args = parser.parse_args(argv)
+    try:
+        if args.shuffle:
+            timeline = Timeline.load(args.shuffle).shuffled(args.seed)
+        else:
+            dataset = load_dataset(args.data)
+            asked = points(dataset, SPLITS[args.protocol](dataset), args.window, args.windows)
+            sys.stderr.write(f"{len(asked):,} instructions for {len(dataset.sequences):,} users\n")
+            if args.writer == MODEL:
+                timeline = write(dataset, asked, args.prompt, None, None)
+            else:
+                engine = open_model(args.backend, args.model, report=_say)
+                try:
+                    with InstructionStore(args.out.with_suffix(".sqlite")) as store:
+                        timeline = write(dataset, asked, args.prompt, engine, store, _say)
+                finally:
+                    engine.close()
+        timeline.save(args.out)
+    except GenrecError as error:
+        _say(str(error))
+        return 2
+    _say(f"{args.out}: {len(timeline):,} instructions, {len(set(timeline.texts)):,} different")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
