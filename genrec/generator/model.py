@@ -30,6 +30,7 @@ from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerSta
 from genrec.tokenizer.trie import Trie
 
 GAP_BUCKETS = 16
+UNKNOWN_GAP = GAP_BUCKETS - 1
 DAY = 86400.0
 PREFIX = 3  # BOS, scenario, instruction
 
@@ -38,8 +39,8 @@ PREFIX = 3  # BOS, scenario, instruction
 class History:
     """A padded batch of histories, oldest first, padding at the end.
 
-    rows: int64 [B, T], -1 where padded; gaps: float [B, T], seconds since the event before (0 for the first);
-    weights: float [B, T], 1 neutral.
+    rows: int64 [B, T], -1 where padded; gaps: float [B, T], seconds since the event before (0 for the first),
+    negative where the times are not known; weights: float [B, T], 1 neutral.
     """
 
     rows: Tensor
@@ -214,7 +215,8 @@ class GeneratorModel(PreTrainedModel):
         """[B, T, d]; position t has seen events 0..t only. Drop input beforehand beyond max_history events."""
         rows = history.rows.clamp(min=0)
         x = self.item_vectors(rows)
-        x = x + self.gap((torch.log2(history.gaps.clamp(min=0) / DAY + 1) * 1.4).long().clamp(max=GAP_BUCKETS - 1))
+        bucket = (torch.log2(history.gaps.clamp(min=0) / DAY + 1) * 1.4).long().clamp(max=UNKNOWN_GAP - 1)
+        x = x + self.gap(bucket.masked_fill(history.gaps < 0, UNKNOWN_GAP))
         x = x + self.weight((history.weights - 1).unsqueeze(-1))
         steps = torch.arange(rows.shape[1], device=rows.device)
         distance = steps[:, None] - steps[None]

@@ -221,7 +221,7 @@ def test_number_and_weights_are_obeyed_and_can_be_taken_back(page: Page, site: S
     expect(page.locator("#listed .legend li")).to_have_text(["generator 1"])
     expect(page.locator("#notice .error")).to_have_count(0)
     page.locator("#reset").click()
-    chosen = sum(w != 0 for w in site.recommender.bundle.weights["fused"].values())
+    chosen = sum(w != 0 for w in site.recommender.bundle.fusion("home")["fused"].values())
     expect(page.locator("#listed .legend li")).to_have_count(chosen)
 
 
