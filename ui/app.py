@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ except ImportError as problem:
 TRIGGERS = 50  # newest items of the history that may be the trigger
 # In one column the list stands below the controls: the button leads there.
 TO_THE_LIST = "() => { if (innerWidth < 760) document.getElementById('results').scrollIntoView({behavior: 'smooth'}) }"
+SHOW_WEIGHTS = """() => {
+  document.getElementById('more').ariaExpanded = document.getElementById('weights').toggleAttribute('data-open') }"""
 Change = dict[Any, Any]  # component -> its new value
 STYLE = Path(__file__).with_name("style.css")
 
@@ -203,7 +206,10 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
         clicked: bool = False,
         **more: Any,
     ) -> None:
-        """Runs handler(form[, value of extra][, event]) at this event; GenrecError becomes a line on the page."""
+        """Runs handler(form[, value of extra][, event]) at this event; GenrecError becomes a line on the page.
+
+        One after the other, in the order in which they were asked: a slow answer never comes after a newer one.
+        """
 
         def run(data: gr.EventData, *values: Any) -> Change:
             form = read(values[: len(controls)])
@@ -213,7 +219,8 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
                 return refuse(wrong)
 
         inputs = controls + ([] if extra is None else [extra])
-        event(run, inputs, outputs, api_visibility="private", **{"show_progress": "hidden", **more})
+        more = {"show_progress": "hidden", "concurrency_id": "page", "concurrency_limit": 1, **more}
+        event(run, inputs, outputs, api_visibility="private", **more)
 
     on(page.load, choose, session + results, at.user)
     on(at.user.input, choose, session + results, at.user)
@@ -223,10 +230,12 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
     on(at.search.submit, add_first, session + results, at.search)
     on(at.history.click, remove, session + results, clicked=True)
     at.go.click(None, None, None, js=TO_THE_LIST)
-    for event in (at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release):
-        on(event, answer, results, trigger_mode="always_last", show_progress="minimal")
-    for weight in at.weights.values():
-        on(weight.release, answer, results, trigger_mode="always_last")
+    at.more.click(None, None, None, js=SHOW_WEIGHTS)
+    # One listener for all of them: while a list is made a further wish waits, and is then read from the controls anew,
+    # so the last list is of what the controls say.
+    asking = [at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release]
+    asking += [weight.release for weight in at.weights.values()]
+    on(partial(gr.on, asking), answer, results, trigger_mode="always_last", show_progress="minimal")
     for box in (at.instruction, at.query):  # `input` would miss what is pasted or typed on a phone
         on(box.change, note, [at.told, *results], trigger_mode="always_last")
     on(at.reset.click, back, [*at.weights.values(), *results])

@@ -39,6 +39,7 @@ class Layout:
     query: gr.Textbox
     instruction: gr.Textbox
     told: gr.HTML
+    more: gr.Button
     count: gr.Slider
     weights: dict[str, gr.Slider]
     reset: gr.Button
@@ -67,7 +68,9 @@ def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]]) -> Layou
                 )
                 told = _html("told")
             go = gr.Button("Recommend", variant="primary", elem_id="go")
-            with gr.Accordion("Number of items and fusion weights", open=False, elem_id="weights"):
+            # No gr.Accordion: it draws its content when it first opens, and by that undoes what is typed at once.
+            more = gr.Button("Number of items and fusion weights", size="sm", elem_id="more")
+            with gr.Column(elem_id="weights"), gr.Group():
                 count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", buttons=[], elem_id="count")
                 sliders = {
                     name: gr.Slider(
@@ -85,7 +88,7 @@ def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]]) -> Layou
             listed = _html("listed")
             traced = _html("traced")
     return Layout(
-        gr.State(Session()), *who, *where, instruction, told, count, sliders, reset, go, notice, listed, traced
+        gr.State(Session()), *who, *where, instruction, told, more, count, sliders, reset, go, notice, listed, traced
     )
 
 
