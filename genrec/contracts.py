@@ -85,7 +85,8 @@ class Instruction:
     """A contextual reasoning instruction (OxygenREC, I_r), written by a language model away from the request.
 
     look_for is the query text that is embedded; the rest is for people and for the trace.
-    context_hash ties it to the history it was written for: another hash means it is stale.
+    context_hash ties it to the history it was written for: another hash means it is stale. events: how many events
+    that history had. created: unix seconds.
     """
 
     situation: str
@@ -96,6 +97,7 @@ class Instruction:
     prompt_version: str = ""
     context_hash: str = ""
     created: float = 0.0
+    events: int = 0
 
 
 @runtime_checkable

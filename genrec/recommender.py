@@ -9,6 +9,7 @@ for item in trace.recommended: print(item.title, item.score)
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +22,11 @@ from genrec.candidates import GENERATOR, POPULARITY, Shortlist, allowed_items, s
 from genrec.contracts import HOME, SEARCH, Evidence, Instruction, Recommended, Trace, UserContext
 from genrec.errors import GenrecError
 
+logger = logging.getLogger(__name__)
+
 MAX_HISTORY = 10_000
 MAX_INSTRUCTION = 500  # characters
+STORE_REST = 10.0  # seconds
 
 
 class Recommender:
@@ -33,10 +37,12 @@ class Recommender:
         self.bundle = bundle
         self.width = width
         self.evidence = evidence
+        self._store_back = 0.0  # monotonic time at which a store that failed is asked again
 
     @classmethod
-    def load(cls, folder: Path | str) -> Recommender:
-        return cls(Bundle.load(folder))
+    def load(cls, folder: Path | str, instructions: Path | str | None = None) -> Recommender:
+        """folder, instructions: see Bundle.load."""
+        return cls(Bundle.load(folder, instructions))
 
     def context(
         self,
@@ -165,13 +171,21 @@ class Recommender:
             return Instruction("", (), given.strip()[:MAX_INSTRUCTION]), "given"
         if context.query:
             return Instruction("", (), context.query[:MAX_INSTRUCTION]), "query"
-        if context.user is not None:
-            stored = self.bundle.store.get(context.user, context.scenario)
-            if stored is None and context.scenario != HOME:
-                stored = self.bundle.store.get(context.user, HOME)
-            if stored is not None:
-                return stored, "stored"
-        return None, "default"
+        stored = None if context.user is None else self.stored(context.user, context.scenario)
+        return stored, "default" if stored is None else "stored"
+
+    def stored(self, user: str, scenario: str) -> Instruction | None:
+        """What is stored for a user in a scenario, else for home. A store that fails is no reason to fail a request, or
+        to keep the next ones waiting: for some seconds it counts as empty, and a warning says so."""
+        if time.monotonic() < self._store_back:
+            return None
+        wanted = [(user, scenario)] + ([(user, HOME)] if scenario != HOME else [])
+        try:
+            return next(filter(None, self.bundle.store.get_many(wanted)), None)
+        except GenrecError as error:
+            self._store_back = time.monotonic() + STORE_REST
+            logger.warning("the learned default takes the place of stored instructions: %s", error)
+            return None
 
     def _vectors(self, chosen: list[tuple[Instruction | None, str]]) -> np.ndarray:
         """Text embeddings [B, text_dim]; NaN rows where there is no instruction."""

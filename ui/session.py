@@ -65,8 +65,7 @@ def stored_instruction(recommender: Recommender, session: Session, scenario: str
     bundle has no text encoder to read it with."""
     if session.user is None or session.edited or recommender.bundle.config["embeddings"]:
         return None
-    store = recommender.bundle.store
-    return store.get(session.user, scenario) or store.get(session.user, HOME)
+    return recommender.stored(session.user, scenario)
 
 
 def with_stored(recommender: Recommender, session: Session, scenario: str) -> Session:

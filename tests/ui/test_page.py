@@ -22,7 +22,7 @@ from genrec.bundle import MANIFEST, STORE, seal
 from genrec.contracts import Instruction, Trace, UserContext
 from genrec.data import read_dataset, save_dataset
 from genrec.errors import GenrecError
-from genrec.instructions import InstructionStore
+from genrec.instructions import open_store
 from genrec.io import read_json
 from genrec.recommender import Recommender
 from ui.app import launch, serve
@@ -49,7 +49,7 @@ def hostile_copy(bundle: Path, folder: Path) -> Path:
         about = read_json(path)
         path.write_text(json.dumps(about | {"titles": titles.to_pylist()}), encoding="utf-8")
     seal(folder, read_json(folder / MANIFEST)["config"])
-    with InstructionStore(folder / STORE) as store:
+    with open_store(folder / STORE) as store:
         told = Instruction("a morning" + HOSTILE, ("coffee" + HOSTILE,), STORED, "", "tiny" + HOSTILE, "v1", "ab", 1e9)
         store.put_many([(dataset.sequences.users[0], "home", told)])
     return folder
