@@ -27,6 +27,7 @@ class UserContext:
     trigger: the row of the item the page is about (scenario ``item``), else None.
     query: what the user typed (scenario ``search`` or steering), else None.
     clock: unix seconds of the request, else None. It is never the time of the wanted item.
+    attributes: what is known about the user, as (name, value), most important first: ("age", "24"); untrusted text.
     """
 
     history: tuple[int, ...] = ()
@@ -37,6 +38,7 @@ class UserContext:
     trigger: int | None = None
     query: str | None = None
     clock: float | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("times", "weights"):
