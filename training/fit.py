@@ -35,7 +35,7 @@ from genrec.data import (
     save_dataset,
     target_mask,
 )
-from genrec.data.scenarios import queries
+from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
 from genrec.io import atomic, digest, read_json, write_json, write_text
@@ -181,19 +181,17 @@ class Fit:
         return f"{', '.join(weights)} propose {taught.shape[1]} items at each position"
 
     def embed_queries(self) -> str:
-        """Query embeddings for the search scenario: words of each title, and the narrowest category."""
+        """Query embeddings for the search scenario, as many for each item as the item with most ways to ask has."""
         if self.config.embeddings or "search" not in self.dataset.scenarios:
             return "none: own embeddings have no text encoder" if self.config.embeddings else "none: items have no text"
-        catalog = self.dataset.catalog
-        leaves = [path[-1] if path else "" for path in catalog.categories]
-        texts = [*queries(catalog), *leaves]
-        unique = sorted(set(texts) - {""})
+        ways = ways_to_ask(self.dataset.catalog)
+        unique = sorted({text for texts in ways for text in texts})
         embedder = TextEmbedder(self.config.embedder)
         vectors = embedder(unique, lambda n, of: self.report(f"queries: {n:,} of {of:,}"))
         table = np.concatenate([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)])
-        place = {text: i for i, text in enumerate(unique)}
-        rows = np.array([place.get(t, -1) for t in texts]).reshape(2, -1).T
-        save_embeddings(self.work / "queries", table[rows].reshape(len(catalog), -1))
+        place, most = {text: i for i, text in enumerate(unique)}, max(map(len, ways))
+        rows = [[place[texts[v % len(texts)]] if texts else -1 for v in range(most)] for texts in ways]
+        save_embeddings(self.work / "queries", table[np.array(rows)].reshape(len(ways), -1))
         return f"{len(unique):,} distinct queries"
 
     def embed_instructions(self) -> str:
@@ -220,7 +218,9 @@ class Fit:
         from genrec.generator.batches import ScenarioTask, TrainingData
 
         path = self.work / "queries" / "embeddings.safetensors"
-        table = load_embeddings(path.parent).reshape(len(self.dataset.catalog), 2, -1) if path.exists() else None
+        table = None
+        if path.exists():
+            table = load_embeddings(path.parent).reshape(len(self.dataset.catalog), -1, model.config.text_dim)
         tasks = []
         for name in self.dataset.scenarios:
             about = SCENARIOS[name]

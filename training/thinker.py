@@ -304,7 +304,9 @@ def _keep(trainer: Trainer, out: Path, about: dict[str, Any], dataset: Dataset) 
     from serving.models import whole_folder
 
     model: Any = trainer.model
-    weights = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(model).items()}
+    weights = {
+        k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(model).items()
+    }
     settings = model.peft_config["default"].to_dict()
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items() if v is not None}
     settings |= {"base_model_name_or_path": about["base"]["name"], "inference_mode": True}

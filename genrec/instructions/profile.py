@@ -75,7 +75,7 @@ def _shares(counts: Counter[str], most: int, of: int) -> str:
 
 
 def _habits(times: Sequence[float]) -> list[str]:
-    """"evenings" or "weekends", where at least HABIT of the events fall there; hours only where the data has them."""
+    """ "evenings" or "weekends", where at least HABIT of the events fall there; hours only where the data has them."""
     found = []
     if any(t % DAY for t in times):
         part, n = Counter(int(t % DAY // (DAY // 4)) for t in times).most_common(1)[0]
