@@ -194,6 +194,26 @@ def test_bad_data_is_one_line(events: str, items: str | None, says: str, tmp_pat
     assert says in error_of(capsys, "fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("rating", ["", "5"])
+def test_data_of_which_nobody_has_enough_is_described_but_not_fitted(
+    rating: str, tmp_path: Path, capsys: Capture
+) -> None:
+    from genrec.data import load_dataset
+    from training.fit import SPLITS
+
+    lines = [f"{user},{item},{day},{rating}" for user in "abc" for day, item in enumerate("xy")]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user,item,timestamp,rating", *lines]) + "\n")
+    found = json_of(capsys, "data", str(tmp_path))
+    assert found["users"] == 3 and "has none" in found["splits"]["leave-one-out"]["error"]
+    ask = ("fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "leave-one-out needs users with 3 events" in error_of(capsys, *ask)
+    with (tmp_path / "interactions.csv").open("a") as more:
+        more.write(f"c,z,9,{rating}\n")
+    dataset = load_dataset(str(tmp_path))
+    assert len(SPLITS["leave-one-out"](dataset).test) == 1
+    assert not (tmp_path / "out.work" / "done" / "data").exists()  # the next fit reads the mended data
+
+
 # -- fit --------------------------------------------------------------------------------------------
 
 SMALL = ("--epochs=1", "--d-model=16", "--layers=1", "--codes=8")

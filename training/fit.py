@@ -122,6 +122,7 @@ class Fit:
 
     def data(self) -> str:
         dataset = load_dataset(self.config.data)
+        SPLITS[self.config.protocol](dataset)  # refuses what leaves nobody to ask, before anything is kept
         save_dataset(dataset, self.folder / "data")
         s = dataset.sequences
         return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"
