@@ -38,7 +38,7 @@ from genrec.data import (
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, read_json, write_json, write_text
+from genrec.io import atomic, check_writable, read_json, write_json, write_text
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -66,6 +66,8 @@ class Fit:
     def __init__(self, config: FitConfig, report: Report) -> None:
         self.config, self.report = config, report
         self.out = Path(config.out)
+        if self.out.name in ("", ".."):
+            raise GenrecError(f"--out {config.out} names no folder of its own; give the bundle a name")
         self.work = self.out.with_name(self.out.name + ".work")
         self.folder = self.work / "bundle"
 
@@ -89,13 +91,16 @@ class Fit:
                 self.report(f"{self.out} is there already, made with the same settings")
                 return self.out
             raise GenrecError(f"{self.out} holds a bundle made with other settings; remove it or choose another --out")
-        if self.out.exists() and any(self.out.iterdir()):
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
         started = self.work / "config.json"
         if started.exists() and read_json(started) != identity:
             raise GenrecError(f"{self.work} holds a started fit with other settings; remove it or choose another --out")
+        for path in filter(None, (self.config.embeddings, self.config.instructions)):
+            if not Path(path).is_file():
+                raise GenrecError(f"{path}: no such file")
         quiet()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self.folder)
         write_json(started, identity)
         self.stage("data", self.data)
         self.dataset = read_dataset(self.folder / "data")
@@ -122,7 +127,11 @@ class Fit:
 
     def data(self) -> str:
         dataset = load_dataset(self.config.data)
-        SPLITS[self.config.protocol](dataset)  # refuses what leaves nobody to ask, before anything is kept
+        split = SPLITS[self.config.protocol](dataset)  # what cannot be fitted is refused before anything is kept
+        if split.train.lengths.max() < 2:
+            raise GenrecError(
+                f"no user of {dataset.name} has 2 events left to train on after the {self.config.protocol} split"
+            )
         save_dataset(dataset, self.folder / "data")
         s = dataset.sequences
         return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"

@@ -53,7 +53,7 @@ def test_leave_one_out() -> None:
 
 def test_a_split_that_asks_nobody_is_refused() -> None:
     short = data(U1, [("c", 1), ("d", 9)])
-    with pytest.raises(GenrecError, match="leave-one-out needs users with 3 events; .* has none"):
+    with pytest.raises(GenrecError, match="leave-one-out needs users with 3 events"):
         leave_one_out(short)
     with pytest.raises(GenrecError, match="rolling over 10 positions needs users with 12 events"):
         rolling(data(U0))
