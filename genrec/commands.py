@@ -57,8 +57,11 @@ def demo(args: argparse.Namespace) -> None:
 def data(args: argparse.Namespace) -> None:
     """Loads a data source, which checks it, and describes it."""
     from genrec.data import load_dataset, save_dataset
+    from genrec.io import check_writable
 
     with terminal.work("reading") as report:
+        if args.save:
+            check_writable(args.save)
         dataset = load_dataset(args.source)
         if args.save:
             save_dataset(dataset, args.save)
@@ -235,8 +238,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _measure(folders: list[Path], out: Path | None, scenario: str) -> dict[str, Any]:
-    from genrec.io import read_json
+    from genrec.io import check_writable, read_json
 
+    if out:
+        check_writable(out)
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
         from training.evaluate import evaluate_bundles
         from training.fit import SPLITS

@@ -38,7 +38,17 @@ from genrec.data import (
 from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, digest, read_json, write_json, write_text
+            raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
+        started = self.work / "config.json"
+        if started.exists() and read_json(started) != identity:
+            raise GenrecError(
+                f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"
+            )
+        for path in filter(None, (self.config.embeddings, self.config.instructions)):
+            if not Path(path).is_file():
+                raise GenrecError(f"{path}: no such file")
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -66,6 +76,8 @@ class Fit:
     def __init__(self, config: FitConfig, report: Report) -> None:
         self.config, self.report = config, report
         self.out = Path(config.out)
+        if self.out.name in ("", ".."):
+            raise GenrecError(f"--out {config.out} names no folder of its own; give the bundle a name")
         self.work = self.out.with_name(self.out.name + ".work")
         self.folder = self.work / "bundle"
 
@@ -88,6 +100,7 @@ class Fit:
             if Bundle.load(self.out).config == identity:
                 self.report(f"{self.out} is there already, made with the same settings")
                 return self.out
+<<<<<<< HEAD
             raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
         if self.out.exists() and any(self.out.iterdir()):
             raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
@@ -96,8 +109,19 @@ class Fit:
             raise GenrecError(
                 f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"
             )
+=======
+            raise GenrecError(f"{self.out} holds a bundle made with other settings; remove it or choose another --out")
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
+        started = self.work / "config.json"
+        if started.exists() and read_json(started) != identity:
+            raise GenrecError(f"{self.work} holds a started fit with other settings; remove it or choose another --out")
+        for path in filter(None, (self.config.embeddings, self.config.instructions)):
+            if not Path(path).is_file():
+                raise GenrecError(f"{path}: no such file")
+>>>>>>> robust
         quiet()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self.folder)
         write_json(started, identity)
         self.stage("data", self.data)
         self.dataset = read_dataset(self.folder / "data")
@@ -124,6 +148,11 @@ class Fit:
 
     def data(self) -> str:
         dataset = load_dataset(self.config.data)
+        split = SPLITS[self.config.protocol](dataset)  # what cannot be fitted is refused before anything is kept
+        if split.train.lengths.max() < 2:
+            raise GenrecError(
+                f"no user of {dataset.name} has 2 events left to train on after the {self.config.protocol} split"
+            )
         save_dataset(dataset, self.folder / "data")
         s = dataset.sequences
         return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"

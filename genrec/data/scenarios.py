@@ -113,7 +113,7 @@ def target_mask(scenario: Scenario, train: Sequences, catalog: Catalog) -> np.nd
     if scenario.trigger:
         mask[train.offsets[:-1][train.lengths > 0]] = False
     if scenario.query:
-        mask &= np.array([bool(q) for q in queries(catalog)])[train.items]
+        mask &= np.array([bool(q) for q in queries(catalog)], bool)[train.items]
     return mask
 
 
@@ -130,10 +130,10 @@ def eval_set(evalset: EvalSet, scenario: Scenario, dataset: Dataset, train: Sequ
         raise ValueError("these requests do not hold whole histories of this data set")
     keep = _qualifies(scenario, s, train, dataset.catalog)[positions]
     if scenario.trigger:
-        keep &= np.array([len(c.history) > 0 for c in evalset.contexts])
+        keep &= np.array([len(c.history) > 0 for c in evalset.contexts], bool)
     query = queries(dataset.catalog) if scenario.query else []
     if scenario.query:
-        keep &= np.array([bool(query[t]) for t in evalset.targets])
+        keep &= np.array([bool(query[t]) for t in evalset.targets], bool)
     kept = evalset.take(np.flatnonzero(keep))
     contexts = [
         replace(

@@ -163,3 +163,10 @@ def test_eval_set_refuses_cut_histories() -> None:
         )
         with pytest.raises(ValueError, match="whole histories"):
             eval_set(cut, SCENARIOS["home"], d, split.train)
+
+
+def test_no_request_qualifies_where_there_is_none() -> None:
+    d = data()
+    split = leave_one_out(d)
+    nobody = split.test.take(np.zeros(0, np.int64))
+    assert [len(eval_set(nobody, s, d, split.train)) for s in SCENARIOS.values()] == [0] * len(SCENARIOS)
