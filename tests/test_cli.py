@@ -419,7 +419,7 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     assert (done["current"], done["written"], done["stored"]) == (3, 0, 3) and len(scripted) == 1
     assert main(["instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u9"]) == 0
     out = capsys.readouterr().out
-    assert "2/2 users: 1 written, 1 up to date" in out and "for u1: green tea (written by scripted)" in out
+    assert "2 of 2 users, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
 
 
@@ -472,7 +472,7 @@ def test_demo_ends_in_the_page(
     monkeypatch.setattr(ui.app, "launch", lambda *arguments: served.append(arguments))
     assert main(["demo", "--bundle", str(own_bundle), "--users", "0", "--port", "7999"]) == 0
     assert main(["ui", "--bundle", str(tiny_bundle), "--host", "0.0.0.0"]) == 0
-    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860)] and scripted == []
+    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860, None)] and scripted == []
     assert served[0][0].bundle.folder == own_bundle and served[1][0] == tiny_bundle
 
 
