@@ -15,7 +15,7 @@ from genrec.contracts import UserContext
 from genrec.instructions.attributes import LABEL_BYTES, Attributes
 from genrec.instructions.text import clean
 
-KINDS, VALUES, GIVEN = 6, 3, 8  # most labels, field values and given attributes that a line names
+KINDS, VALUES, GIVEN = 5, 2, 8  # most labels, field values and given attributes that a line names
 HABIT = 0.6  # a part of the day or week is a habit from this share of the events on
 DAY = 86400
 PARTS = ("night", "morning", "afternoon", "evening")  # six hours each, UTC
@@ -75,7 +75,7 @@ def _shares(counts: Counter[str], most: int, of: int) -> str:
 
 
 def _habits(times: Sequence[float]) -> list[str]:
-    """"evenings" or "weekends", where at least HABIT of the events fall there; hours only where the data has them."""
+    """ "evenings" or "weekends", where at least HABIT of the events fall there; hours only where the data has them."""
     found = []
     if any(t % DAY for t in times):
         part, n = Counter(int(t % DAY // (DAY // 4)) for t in times).most_common(1)[0]
