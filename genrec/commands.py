@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrec import terminal
+from genrec.contracts import HOME
 from genrec.errors import GenrecError, missing_package
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def write_instructions(
     from serving.llm import open_model
 
     bundle, template = recommender.bundle, prompts.load(prompt)
-    names = sorted(bundle.tools, key=lambda name: -bundle.weights["floors"].get(name, 0.0))
+    names = sorted(bundle.tools, key=lambda name: -bundle.fusion(HOME)["floors"].get(name, 0.0))
 
     def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
         said = [bundle.tools[name].retrieve(contexts, 5) for name in names]
@@ -217,10 +218,12 @@ def evaluate(args: argparse.Namespace) -> None:
     """Prints the table that the fit stored, or measures it anew."""
     if args.out and not args.again:
         raise GenrecError("--out keeps a new measurement: give --again too, or leave it out")
+    if args.scenario != HOME and not args.again:
+        raise GenrecError(f"the stored table is of {HOME}: give --again to measure --scenario {args.scenario}")
     if len(args.bundle) > 1 and not args.again:
         raise GenrecError("several bundles have no stored table together: give --again too")
     if args.again:
-        found = _measure(args.bundle, args.out)
+        found = _measure(args.bundle, args.out, args.scenario)
     else:
         with terminal.work("checking"):
             _load(args.bundle[0])
@@ -231,7 +234,7 @@ def evaluate(args: argparse.Namespace) -> None:
         terminal.show_report(found, args.slices)
 
 
-def _measure(folders: list[Path], out: Path | None) -> dict[str, Any]:
+def _measure(folders: list[Path], out: Path | None, scenario: str) -> dict[str, Any]:
     from genrec.io import read_json
 
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
@@ -240,15 +243,17 @@ def _measure(folders: list[Path], out: Path | None) -> dict[str, Any]:
 
         bundles, folder = [_load(path).bundle for path in folders], out or Path(temporary)
         first = bundles[0]
-        same = ("data", "protocol")
         for path, parts in zip(folders[1:], bundles[1:], strict=True):
-            for name in same:
+            for name in ("data", "inputs", "protocol"):
                 if parts.config[name] != first.config[name]:
                     raise GenrecError(
                         f"{path} has {name} {parts.config[name]!r}, {folders[0]} has {first.config[name]!r}: "
                         "one table needs the same requests"
                     )
-        evaluate_bundles(bundles, SPLITS[first.config["protocol"]](first.dataset), folder, report)
+        if scenario not in first.dataset.scenarios:
+            known = ", ".join(first.dataset.scenarios)
+            raise GenrecError(f"unknown scenario {scenario!r}; this bundle has: {known}")
+        evaluate_bundles(bundles, SPLITS[first.config["protocol"]](first.dataset), folder, report, scenario)
         return dict(read_json(folder / "report.json"))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from genrec import commands, terminal
+from genrec.bundle import FORMAT
 from genrec.cli import main, parser
 from training.config import PACKAGED, PROTOCOLS, TOOLS, FitConfig
 
@@ -291,7 +292,7 @@ def test_a_bad_bundle_is_one_line(own_bundle: Path, tmp_path: Path, capsys: Capt
     assert all("damaged" in line for line in ask())
     weights.write_bytes(kept)
     manifest = own_bundle / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     assert all("format 99" in line for line in ask())
     assert "no such folder" in error_of(capsys, "recommend", "--bundle", str(tmp_path / "none"), "--user", "u1")
 
@@ -315,6 +316,16 @@ def test_eval_again_measures_the_same(tiny_bundle: Path, tmp_path: Path, capsys:
     assert found["rows"] == stored["rows"] and found["comparisons"] == stored["comparisons"]
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == found
     assert "give --again too" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--out", str(tmp_path))
+
+
+def test_eval_measures_the_requests_of_a_scenario(tiny_bundle: Path, capsys: Capture) -> None:
+    again = ("eval", "--bundle", str(tiny_bundle), "--again", "--scenario")
+    found, whole = json_of(capsys, *again, "discovery"), json_of(capsys, *again, "home")
+    counts = [next(r["requests"] for r in f["rows"] if r["slice"] == "all") for f in (found, whole)]
+    assert 0 < counts[0] < counts[1]
+    assert "discovery" in found["title"] and "long tail" in found["about"]["protocol"]
+    assert "unknown scenario 'moon'" in error_of(capsys, *again, "moon")
+    assert "--again" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--scenario", "item")
 
 
 def test_eval_of_several_fits_is_their_mean(tiny_bundle: Path, own_bundle: Path, capsys: Capture) -> None:

@@ -37,7 +37,7 @@ def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
     kept = [c.history[-max_history:] for c in contexts]
     width = max(1, *(len(k) for k in kept))
     rows = torch.full((len(contexts), width), -1)
-    gaps, weights = torch.zeros(len(contexts), width), torch.ones(len(contexts), width)
+    gaps, weights = torch.full((len(contexts), width), -1.0), torch.ones(len(contexts), width)
     for i, (context, items) in enumerate(zip(contexts, kept, strict=True)):
         n = len(items)
         if not n:
@@ -45,7 +45,7 @@ def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
         rows[i, :n] = torch.tensor(items)
         if context.times:
             times = np.asarray(context.times[-n:], np.float64)
-            gaps[i, 1:n] = torch.from_numpy(np.diff(times)).float()
+            gaps[i, :n] = torch.from_numpy(np.diff(times, prepend=times[0])).float()
         if context.weights:
             weights[i, :n] = torch.tensor(context.weights[-n:])
     return History(rows, gaps, weights)

@@ -9,7 +9,7 @@ import prompts
 from genrec.contracts import Instruction, UserContext
 from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
-from genrec.instructions import InstructionStore, context_hash
+from genrec.instructions import InstructionStore, context_hash, open_store
 from serving.instruct import MAX_TOKENS, REMINDER, InstructReport, instruct
 from serving.llm import Chat, Scripted
 
@@ -39,7 +39,7 @@ def run(
 
 
 def test_every_user_gets_an_instruction_with_its_provenance(tmp_path: Path) -> None:
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         done = run(store, Scripted(echo))
         assert (done.asked, done.written, done.current, done.empty, done.retried, done.replaced) == (10, 10, 0, 0, 0, 0)
         assert done.output_tokens > 0 and done.prompt_tokens > done.output_tokens and done.seconds > 0
@@ -51,7 +51,7 @@ def test_every_user_gets_an_instruction_with_its_provenance(tmp_path: Path) -> N
 
 
 def test_who_is_up_to_date_is_skipped_and_who_changed_is_written_again(tmp_path: Path) -> None:
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         run(store, Scripted(echo))
         again = Scripted(echo)
         done = run(store, again)
@@ -79,7 +79,7 @@ def test_invalid_replies_are_asked_for_once_more_and_then_replaced(tmp_path: Pat
             assert schema == TEMPLATE.schema
             return super().generate(chats, None, max_tokens)
 
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         model = Watched(stubborn)
         done = run(store, model)
         assert (done.written, done.retried, done.replaced) == (10, 2, 1)
@@ -92,7 +92,7 @@ def test_invalid_replies_are_asked_for_once_more_and_then_replaced(tmp_path: Pat
 
 
 def test_a_context_with_nothing_to_say_is_left_to_the_learned_default(tmp_path: Path) -> None:
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         model = Scripted(echo)
         done = run(store, model, [UserContext(user="new"), UserContext(user="asks", query="old wars")])
         assert (done.asked, done.written, done.empty) == (2, 1, 1)
@@ -106,7 +106,7 @@ def test_evidence_is_asked_for_by_chunk_and_reaches_the_prompt(tmp_path: Path) -
         asked.append(len(contexts))
         return [(f"Told of {context.user}.",) for context in contexts]
 
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         model = Scripted(echo)
         instruct(CONTEXTS, CATALOG, model, TEMPLATE, store, chunk=4, evidence=evidence)
         assert asked == [4, 4, 2]
@@ -115,21 +115,21 @@ def test_evidence_is_asked_for_by_chunk_and_reaches_the_prompt(tmp_path: Path) -
 
 def test_progress_is_reported_after_each_chunk(tmp_path: Path) -> None:
     lines: list[str] = []
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         instruct(CONTEXTS, CATALOG, Scripted(echo), TEMPLATE, store, chunk=4, report=lines.append)
     assert [line.split(" users")[0] for line in lines] == ["4/10", "8/10", "10/10"]
     assert "10 written" in lines[-1] and "instructions/s" in lines[-1] and "tokens/s" in lines[-1]
 
 
 def test_a_chunk_that_fails_leaves_the_ones_before(tmp_path: Path) -> None:
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         with pytest.raises(IndexError):
             run(store, Scripted([echo([{"content": f'"Film {n}"'}]) for n in range(6)]))
         assert store.count() == 4
 
 
 def test_bad_requests_are_refused_before_anything_is_generated(tmp_path: Path) -> None:
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         model = Scripted(echo)
         with pytest.raises(GenrecError, match="context 10 has no user"):
             run(store, model, [*CONTEXTS, UserContext(history=(1,))])

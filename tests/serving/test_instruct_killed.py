@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from genrec.contracts import Instruction
-from genrec.instructions import InstructionStore
+from genrec.instructions.sqlite_store import SQLiteStore
 
 ROOT = Path(__file__).parents[2]
 USERS, CHUNK = 150, 16
@@ -19,7 +19,7 @@ import pyarrow as pa
 import prompts
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
-from genrec.instructions import InstructionStore
+from genrec.instructions.sqlite_store import SQLiteStore
 from serving.instruct import instruct
 from serving.llm import Scripted
 
@@ -40,7 +40,7 @@ def reply(chat):
         return "no JSON"
     return json.dumps({"situation": digest[:9], "intents": [digest[9:19]], "look_for": digest[19:39]})
 
-class Store(InstructionStore):
+class Store(SQLiteStore):
     def put_many(self, rows):
         def watched():
             for row in rows:
@@ -72,7 +72,7 @@ def child(path: Path, moment: str = "never", at: int = 0) -> subprocess.Complete
 
 
 def content(path: Path) -> list[tuple[str, str, Instruction]]:
-    with InstructionStore(path, create=False) as store:
+    with SQLiteStore(path) as store:
         return [(user, scenario, replace(i, created=0.0)) for user, scenario, i in store.all()]
 
 
