@@ -36,10 +36,11 @@ import prompts
 from genrec import __version__
 from genrec.data import Dataset, Split, load_dataset
 from genrec.errors import GenrecError, missing_package
+from genrec.evaluation.report import provenance
 from genrec.instructions.context import Chat, PromptWriter
 from genrec.instructions.targets import target
 from genrec.io import read_json, sha256, write_json
-from serving.models import ABOUT, find_model, quiet_transformers
+from serving.models import ABOUT, find_model, quiet_transformers, whole_folder
 from training.config import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -67,12 +68,12 @@ class ThinkerConfig:
         default=30, metadata={"help": "last training events of each user kept from the thinker, for the generator"}
     )
     horizon: int = field(default=3, metadata={"help": "next items that a target describes"})
-    steps: int = field(default=150, metadata={"help": "optimiser steps"})
+    steps: int = field(default=120, metadata={"help": "optimiser steps"})
     batch: int = field(default=8, metadata={"help": "examples per step"})
-    rank: int = field(default=4, metadata={"help": "rank of the LoRA"})
+    rank: int = field(default=8, metadata={"help": "rank of the LoRA"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    held_out: int = field(default=64, metadata={"help": "users without examples, to measure the loss on"})
-    checkpoint_steps: int = field(default=25, metadata={"help": "steps between checkpoints"})
+    held_out: int = field(default=32, metadata={"help": "users without examples, to measure the loss on"})
+    checkpoint_steps: int = field(default=20, metadata={"help": "steps between checkpoints"})
     dtype: str = field(default="auto", metadata={"help": "of the base: auto, float32 or bfloat16"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
 
@@ -163,6 +164,7 @@ def train(config: ThinkerConfig, report: Report = print) -> Path:
     measured = examples(dataset, split, to_measure, config) if to_measure else []
     report(f"thinker: {len(taught):,} examples of {len({u for u, _ in to_train}):,} users, {len(measured)} held out")
     clock = time.perf_counter()
+    made = provenance(f"{dataset.name}, {config.protocol}", {"seed": config.seed}, 0.0)
     trainer = make_trainer(path, taught, measured, config, work, report)
     checkpoint = last_checkpoint(work)
     if checkpoint:
@@ -175,10 +177,10 @@ def train(config: ThinkerConfig, report: Report = print) -> Path:
         "base": {"name": base, "sha256": _weights_digest(Path(path))},
         "examples": len(taught),
         "held_out_loss": losses,
-        "seconds": round(time.perf_counter() - clock, 1),
         "resumed": checkpoint is not None,
     }
-    _keep(trainer, out, about, dataset)
+    about |= made | {"seconds": round(time.perf_counter() - clock, 1)}
+    _keep(trainer, out, about)
     shutil.rmtree(work)
     report(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB, held-out loss {losses}")
     return out
@@ -247,11 +249,13 @@ def make_trainer(
             report_to="none",
             dataloader_pin_memory=cuda,
         )
+        depth = int(model.config.num_hidden_layers)
         lora = peft.LoraConfig(
             r=config.rank,
             lora_alpha=2 * config.rank,
             lora_dropout=0.0,
             target_modules=MODULES,
+            layers_to_transform=list(range(depth // 2, depth)),  # nothing is propagated back through the lower half
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -294,14 +298,11 @@ def _weights_digest(folder: Path) -> str:
     return hashlib.sha256("".join(sha256(p) for p in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
 
 
-def _keep(trainer: Trainer, out: Path, about: dict[str, Any], dataset: Dataset) -> None:
+def _keep(trainer: Trainer, out: Path, about: dict[str, Any]) -> None:
     """Adapter weights in bfloat16, their configuration without local paths, and the provenance; whole or not at all."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
-
-    from genrec.evaluation.report import provenance
-    from serving.models import whole_folder
 
     model: Any = trainer.model
     weights = {
@@ -310,8 +311,6 @@ def _keep(trainer: Trainer, out: Path, about: dict[str, Any], dataset: Dataset) 
     settings = model.peft_config["default"].to_dict()
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items() if v is not None}
     settings |= {"base_model_name_or_path": about["base"]["name"], "inference_mode": True}
-    carried = provenance(f"{dataset.name}, {about['settings']['protocol']}", {"seed": about["settings"]["seed"]}, 0.0)
-    about = about | {k: carried[k] for k in ("command", "commit", "machine")}
     with whole_folder(out) as temporary:
         save_file(weights, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "adapter_config.json", settings)

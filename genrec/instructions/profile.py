@@ -15,7 +15,7 @@ from genrec.contracts import UserContext
 from genrec.instructions.attributes import LABEL_BYTES, Attributes
 from genrec.instructions.text import clean
 
-KINDS, VALUES, GIVEN = 6, 3, 8  # most labels, field values and given attributes that a line names
+KINDS, VALUES, GIVEN = 5, 2, 8  # most labels, field values and given attributes that a line names
 HABIT = 0.6  # a part of the day or week is a habit from this share of the events on
 DAY = 86400
 PARTS = ("night", "morning", "afternoon", "evening")  # six hours each, UTC

@@ -8,6 +8,7 @@ show are left out where others remain, because a model that is taught to name th
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,14 +30,13 @@ def target(
     last turn), for what it can know. schema: of the reply; its bounds hold. Deterministic.
     """
     kinds, values = _weigh(following, attributes)
-    shown_kinds = [kind for kind in kinds if kind in prompt]
-    chosen = (shown_kinds or kinds)[:KINDS]
-    chosen += [value for ranked in values for value in [v for v in ranked if v in prompt][:1]]
+    kinds = ([kind for kind in kinds if _shown(kind, prompt)] or kinds)[:KINDS]
+    chosen = kinds + [v for ranked in values for v in ranked[:1] if _shown(v, prompt)]
     if not chosen:
         return None
     bounds = schema["properties"]
     recent = {label for row in context.history[-KINDS:] for label in attributes.labels[row]}
-    intents = [f"{'more' if label in recent else 'back to'} {label}" for label in chosen]
+    intents = [f"{'more' if label in recent else 'back to'} {label}" for label in kinds or chosen]
     look_for, most = chosen[0], bounds["look_for"]["maxLength"]
     for label in chosen[1:]:
         look_for += f", {label}" if len(f"{look_for}, {label}") < most else ""
@@ -45,6 +45,11 @@ def target(
         intents=tuple(_cut(i, bounds["intents"]["items"]) for i in intents[: bounds["intents"]["maxItems"]]),
         look_for=_cut(look_for, bounds["look_for"]),
     )
+
+
+def _shown(label: str, prompt: str) -> bool:
+    """Whether the label stands in the prompt as words of its own."""
+    return re.search(rf"(?<!\w){re.escape(label)}(?!\w)", prompt) is not None
 
 
 def _weigh(following: Sequence[int], attributes: Attributes) -> tuple[list[str], list[list[str]]]:
