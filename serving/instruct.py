@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from genrec.contracts import Instruction, UserContext
+from genrec.contracts import HOME, Instruction, UserContext
 from genrec.errors import GenrecError
 from genrec.instructions.context import Chat, PromptWriter, Template, context_hash, has_content
 from genrec.instructions.parse import parse

@@ -38,17 +38,7 @@ from genrec.data import (
 from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
-            raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
-        started = self.work / "config.json"
-        if started.exists() and read_json(started) != identity:
-            raise GenrecError(
-                f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"
-            )
-        for path in filter(None, (self.config.embeddings, self.config.instructions)):
-            if not Path(path).is_file():
-                raise GenrecError(f"{path}: no such file")
+from genrec.io import atomic, check_writable, digest, read_json, write_json, write_text
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -100,26 +90,17 @@ class Fit:
             if Bundle.load(self.out).config == identity:
                 self.report(f"{self.out} is there already, made with the same settings")
                 return self.out
-<<<<<<< HEAD
             raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
-        if self.out.exists() and any(self.out.iterdir()):
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
         started = self.work / "config.json"
         if started.exists() and read_json(started) != identity:
             raise GenrecError(
                 f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"
             )
-=======
-            raise GenrecError(f"{self.out} holds a bundle made with other settings; remove it or choose another --out")
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
-        started = self.work / "config.json"
-        if started.exists() and read_json(started) != identity:
-            raise GenrecError(f"{self.work} holds a started fit with other settings; remove it or choose another --out")
         for path in filter(None, (self.config.embeddings, self.config.instructions)):
             if not Path(path).is_file():
                 raise GenrecError(f"{path}: no such file")
->>>>>>> robust
         quiet()
         check_writable(self.folder)
         write_json(started, identity)
