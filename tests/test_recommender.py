@@ -98,6 +98,52 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
     assert dict(given.beam) != dict(recommender.recommend(asked).beam)
 
 
+def readable(tiny_bundle: Path, folder: Path) -> Recommender:
+    """As if the shop had been embedded from text, with weights of its own for searches."""
+    import shutil
+
+    recommender = Recommender.load(shutil.copytree(tiny_bundle, folder))
+    bundle = recommender.bundle
+    bundle.config["embeddings"] = ""
+    bundle.__dict__["embedder"] = lambda texts: np.repeat(bundle.embeddings[30:31], len(texts), 0)
+    bundle.weights["search"] = {"floors": {"content": 1.0}, "fused": {"content": 1.0, "generator": 0.5}}
+    return recommender
+
+
+def test_a_text_typed_at_home_is_a_search_that_every_part_hears(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    user = recommender.context(user="u1")
+    found = recommender.recommend(user, instruction="cheese number")
+    assert (found.context.scenario, found.context.query) == ("search", "cheese number")
+    assert found.weights == {"content": 1.0, "generator": 0.5} and not found.note
+    assert all(item.startswith("cheese") for item in items(found)[:3])
+    written = recommender.recommend(user, instruction=Instruction("s", ("i",), "cheese"))
+    assert (written.context.scenario, written.context.query) == ("home", None)
+    assert written.weights == {n: w for n, w in recommender.bundle.fusion("home")["fused"].items() if w}
+    kept = recommender.recommend(recommender.context(user="u1", scenario="discovery"), instruction="cheese")
+    assert (kept.context.scenario, kept.context.query) == ("discovery", "cheese")
+    nobody = recommender.recommend(recommender.context(history=[]), instruction="cheese number")
+    assert all(item.startswith("cheese") for item in items(nobody)[:3])
+
+
+def test_a_batch_of_several_scenarios_is_the_same_as_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    names = ["home", "item", "home", "discovery", "search", "item"]
+    asked = [recommender.context(user=f"u{i}", scenario=s) for i, s in enumerate(names)]
+    told = [None, None, "cheese", None, "tea", Instruction("s", ("i",), "jam")]
+    together = recommender.recommend_batch(asked, 5, told)
+    for context, text, trace in zip(asked, told, together, strict=True):
+        alone = recommender.recommend(context, 5, text)
+        assert items(trace) == items(alone) and trace.weights == alone.weights and trace.context == alone.context
+
+
+def test_the_trace_says_when_nothing_hears_the_instruction(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    deaf = recommender.recommend(recommender.context(user="u1"), instruction="cheese", weights={"ease": 1.0})
+    assert "no weight to a part that reads the instruction" in deaf.note
+    assert not recommender.recommend(recommender.context(user="u1"), weights={"ease": 1.0}).note
+
+
 def test_a_bundle_of_own_embeddings_cannot_read_text(tiny_bundle: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -169,7 +215,9 @@ def test_a_shortlist_judges_every_item_by_every_part(recommender: Recommender) -
     bundle = recommender.bundle
     contexts = [recommender.context(user=f"u{i}") for i in range(6)]
     allowed = allowed_items(contexts, len(bundle.dataset.catalog))
-    found = shortlist(contexts, bundle.tools, bundle.weights["floors"], bundle.generator, allowed, width=8, most=9)
+    found = shortlist(
+        contexts, bundle.tools, bundle.fusion("home")["floors"], bundle.generator, allowed, width=8, most=9
+    )
     for rows, beam, ok in zip(found.rows, found.beam, allowed, strict=True):
         real = rows[rows >= 0]
         assert len(set(real)) == len(real) >= 9 and ok[real].all()

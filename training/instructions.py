@@ -25,7 +25,7 @@ import prompts
 from genrec.contracts import UserContext
 from genrec.data import Dataset, Split, load_dataset
 from genrec.errors import GenrecError
-from genrec.instructions import InstructionStore
+from genrec.instructions import InstructionStore, open_store
 from genrec.instructions.context import PromptWriter, has_content
 from genrec.instructions.plain import MODEL, plain_instruction
 from genrec.instructions.timeline import Timeline
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 engine = open_model(args.backend, args.model, report=_say)
                 try:
-                    with InstructionStore(args.out.with_suffix(".sqlite")) as store:
+                    with open_store(args.out.with_suffix(".sqlite")) as store:
                         timeline = write(dataset, asked, args.prompt, engine, store, _say)
                 finally:
                     engine.close()

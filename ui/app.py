@@ -52,16 +52,19 @@ STYLE = Path(__file__).with_name("style.css")
 
 def build(recommender: Recommender) -> gr.Blocks:
     """The page over one recommender. It opens on the first user of the data set; `serve` shows it."""
-    weights = chosen_weights(recommender)
+    weights = {name: chosen_weights(recommender, name) for name in recommender.bundle.dataset.scenarios}
     with gr.Blocks(title="genrec", analytics_enabled=False) as page:
         parts = place(recommender.bundle.dataset, weights)
-        _wire(page, parts, recommender, weights)
+        _wire(page, parts, recommender)
     return page
 
 
-def launch(bundle_path: Path | str, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serves the page over a bundle until it is interrupted. Raises GenrecError (bad bundle, port in use)."""
-    serve(Recommender.load(bundle_path), host, port)
+def launch(
+    bundle_path: Path | str, host: str = "127.0.0.1", port: int = 7860, instructions: Path | str | None = None
+) -> None:
+    """Serves the page over a bundle until it is interrupted. instructions: see Bundle.load. Raises GenrecError (bad
+    bundle, port in use)."""
+    serve(Recommender.load(bundle_path, instructions), host, port)
 
 
 def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> gr.Blocks:
@@ -111,18 +114,18 @@ def theme() -> gr.themes.Base:
     )
 
 
-def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[str, float]) -> None:
+def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
     """Every event of the page. Handlers return {component: new value}."""
     catalog, index = recommender.bundle.dataset.catalog, TitleIndex(recommender.bundle.dataset)
 
     def read(values: tuple[Any, ...]) -> Form:
         now, text, query, scenario, trigger, count, *weights = values
-        return Form(now, text, query, scenario, trigger, int(count), dict(zip(chosen, weights, strict=True)))
+        return Form(now, text, query, scenario, trigger, int(count), dict(zip(at.weights, weights, strict=True)))
 
     def answer(form: Form) -> Change:
         """The list and its trace, or what is wrong for the visitor as one line in their place."""
         try:
-            trace = ask(recommender, form, chosen)
+            trace = ask(recommender, form)
         except GenrecError as wrong:
             return refuse(wrong)
         return {
@@ -166,7 +169,8 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
         return change(form, begin(recommender, user, form.scenario))
 
     def move(form: Form) -> Change:
-        return change(form, with_stored(recommender, form.session, form.scenario))
+        form, moved = restart(form)
+        return change(form, with_stored(recommender, form.session, form.scenario)) | moved
 
     def empty(form: Form) -> Change:
         return change(form, Session()) | {at.user: None}
@@ -182,9 +186,14 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
         row, position = clicked_row(event), event._data.get("position")
         return change(form, form.session.remove(position if isinstance(position, int) else -1, row))
 
+    def restart(form: Form) -> tuple[Form, Change]:
+        """The form with the weights of its scenario, and the sliders that show them."""
+        start = {name: slider(exact) for name, exact in chosen_weights(recommender, form.scenario).items()}
+        return replace(form, weights=start), {at.weights[name]: w for name, w in start.items()}
+
     def back(form: Form) -> Change:
-        start = {name: slider(exact) for name, exact in chosen.items()}
-        return {at.weights[name]: w for name, w in start.items()} | answer(replace(form, weights=start))
+        form, moved = restart(form)
+        return moved | answer(form)
 
     controls: list[Any] = [at.session, at.instruction, at.query, at.scenario, at.trigger, at.count]
     controls += at.weights.values()
@@ -218,7 +227,7 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
 
     on(page.load, choose, session + results, at.user)
     on(at.user.input, choose, session + results, at.user)
-    on(at.scenario.input, move, session + results)
+    on(at.scenario.input, move, [*at.weights.values(), *session, *results])
     on(at.clear.click, empty, session + results)
     on(at.found.click, add, session + results, clicked=True)
     on(at.search.submit, add_first, session + results, at.search)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from genrec.contracts import HOME
 from genrec.data.dataset import Dataset
 from genrec.recommender import MAX_INSTRUCTION
 from ui import render
@@ -48,8 +49,9 @@ class Layout:
     traced: gr.HTML
 
 
-def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
-    """The components, inside an open gr.Blocks. weights: what the sliders start from. It starts at the first user."""
+def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]]) -> Layout:
+    """The components, inside an open gr.Blocks. weights: by scenario and part, what the sliders start from. It starts
+    at the first user."""
     _html("top", render.header(dataset))
     notice = _html("notice")
     with gr.Row(elem_id="columns"):
@@ -72,9 +74,14 @@ def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
                 count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", buttons=[], elem_id="count")
                 sliders = {
                     name: gr.Slider(
-                        0, max(3.0, 2 * slider(w)), slider(w), step=0.01, label=plain(name), elem_id=f"weight-{i}"
+                        0,
+                        max(3.0, *(2 * slider(of[name]) for of in weights.values())),
+                        slider(w),
+                        step=0.01,
+                        label=plain(name),
+                        elem_id=f"weight-{i}",
                     )
-                    for i, (name, w) in enumerate(weights.items())
+                    for i, (name, w) in enumerate(weights[HOME].items())
                 }
                 reset = gr.Button("Back to the weights chosen on validation", size="sm", elem_id="reset")
         with gr.Column(scale=9, min_width=320, elem_id="results"):

@@ -34,6 +34,7 @@ HEAD_SHARE = 0.8  # of the training events
 FAVOURITE_SHARE = 0.8  # of the highest rating
 QUERY_WORDS = 3
 QUERY_CHARACTERS = 60
+CATEGORIES = 3
 SMALL_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
 
 
@@ -154,6 +155,17 @@ def queries(catalog: Catalog) -> list[str]:
     for title, path in zip(catalog.table["title"].to_pylist(), catalog.categories, strict=True):
         words = _words(title) or (_words(path[-1]) if path else [])
         out.append(" ".join(words[:QUERY_WORDS])[:QUERY_CHARACTERS])
+    return out
+
+
+def ways_to_ask(catalog: Catalog) -> list[list[str]]:
+    """What people may type for each item, for training: its query (see `queries`), its title, and the CATEGORIES
+    narrowest parts of its category path; distinct, at most QUERY_CHARACTERS each, empty for an item without text."""
+    out = []
+    titles = catalog.table["title"].to_pylist()
+    for query, title, path in zip(queries(catalog), titles, catalog.categories, strict=True):
+        texts = [query, (title or "").lower(), *(part.lower() for part in path[: -CATEGORIES - 1 : -1])]
+        out.append(list(dict.fromkeys(t[:QUERY_CHARACTERS].strip() for t in texts if t.strip())))
     return out
 
 

@@ -3,7 +3,7 @@
 from genrec.instructions.context import PromptWriter, Template, context_hash, has_content
 from genrec.instructions.parse import parse
 from genrec.instructions.plain import plain_instruction
-from genrec.instructions.store import InstructionStore
+from genrec.instructions.store import InstructionStore, open_store
 
 __all__ = [
     "InstructionStore",
@@ -11,6 +11,7 @@ __all__ = [
     "Template",
     "context_hash",
     "has_content",
+    "open_store",
     "parse",
     "plain_instruction",
 ]

@@ -9,7 +9,7 @@ import pytest
 import prompts
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
-from genrec.instructions import InstructionStore, PromptWriter, parse
+from genrec.instructions import PromptWriter, open_store, parse
 from serving.instruct import instruct
 from serving.llm import Backend, open_model
 
@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def test_a_batch_follows_the_schema_and_the_history(model: Backend, tmp_path: Path) -> None:
     import torch
 
-    with InstructionStore(tmp_path / "s.sqlite") as store:
+    with open_store(tmp_path / "s.sqlite") as store:
         done = instruct(CONTEXTS, CATALOG, model, TEMPLATE, store)
         assert (done.written, done.replaced) == (4, 0)
         assert done.output_tokens > 4 * 15 and done.prompt_tokens > 4 * 250

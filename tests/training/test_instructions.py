@@ -13,7 +13,7 @@ import pytest
 from genrec.bundle import Bundle
 from genrec.data import Dataset, leave_one_out, load_dataset
 from genrec.data.dataset import Sequences
-from genrec.instructions import InstructionStore
+from genrec.instructions import open_store
 from genrec.instructions.timeline import Timeline
 from serving.llm import Scripted
 from training.evaluate import instruction_vectors
@@ -60,7 +60,7 @@ def test_a_model_is_asked_once_for_each_point(shop_folder: Path, tmp_path: Path)
     asked = points(dataset, leave_one_out(dataset), window=1, windows=1)
     model = Scripted(lambda chat: REPLY)
     for _ in range(2):
-        with InstructionStore(tmp_path / "store.sqlite") as store:
+        with open_store(tmp_path / "store.sqlite") as store:
             timeline = write(dataset, asked, "intent_v1", model, store, lambda line: None)
     assert len(model.calls) == len(asked) == len(timeline)
     assert set(timeline.texts) == {"green tea"} and set(timeline.models) == {"scripted"}

@@ -22,7 +22,7 @@ from genrec.bundle import MANIFEST, STORE, seal
 from genrec.contracts import Instruction, Trace, UserContext
 from genrec.data import read_dataset, save_dataset
 from genrec.errors import GenrecError
-from genrec.instructions import InstructionStore
+from genrec.instructions import open_store
 from genrec.io import read_json
 from genrec.recommender import Recommender
 from ui.app import launch, serve
@@ -49,7 +49,7 @@ def hostile_copy(bundle: Path, folder: Path) -> Path:
         about = read_json(path)
         path.write_text(json.dumps(about | {"titles": titles.to_pylist()}), encoding="utf-8")
     seal(folder, read_json(folder / MANIFEST)["config"])
-    with InstructionStore(folder / STORE) as store:
+    with open_store(folder / STORE) as store:
         told = Instruction("a morning" + HOSTILE, ("coffee" + HOSTILE,), STORED, "", "tiny" + HOSTILE, "v1", "ab", 1e9)
         store.put_many([(dataset.sequences.users[0], "home", told)])
     return folder
@@ -225,7 +225,7 @@ def test_number_and_weights_are_obeyed_and_can_be_taken_back(page: Page, site: S
     expect(page.locator("#listed .legend li")).to_have_text(["generator 1"])
     expect(page.locator("#notice .error")).to_have_count(0)
     page.locator("#reset").click()
-    chosen = sum(w != 0 for w in site.recommender.bundle.weights["fused"].values())
+    chosen = sum(w != 0 for w in site.recommender.bundle.fusion("home")["fused"].values())
     expect(page.locator("#listed .legend li")).to_have_count(chosen)
 
 

@@ -1,0 +1,51 @@
+"""What every language-model backend offers, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from genrec.contracts import LanguageModel
+from genrec.errors import GenrecError
+
+Chat = list[dict[str, str]]
+
+# SmolLM2-135M without it: "comedy, comedy, comedy, ..."; at 1.1 and above it breaks out of the language into
+# markup, because the quotation marks of the JSON are penalised too.
+REPETITION_PENALTY = 1.05
+CONTEXT_TOKENS = 4096  # prompt and reply together
+
+
+class Backend(LanguageModel, Protocol):
+    """A LanguageModel that counts, over all its calls, and can let go of its memory.
+
+    generate raises GenrecError when the model cannot answer at all, and PromptTooLong when some chats do not fit it.
+    prompt_tokens counts shared prefixes every time. failures: calls that failed and were repeated.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    failures: int
+
+    def generate(self, chats: list[Chat], schema: dict[str, Any] | None = None, max_tokens: int = 160) -> list[str]: ...
+
+    def close(self) -> None: ...
+
+
+class PromptTooLong(GenrecError):
+    """Some chats of a call do not fit the model. replies: what the others got, None in the place of each of these."""
+
+    def __init__(self, message: str, replies: Sequence[str | None]) -> None:
+        super().__init__(message)
+        self.replies = list(replies)
+
+
+def generate_fitting(
+    chats: list[Chat], fits: Sequence[bool], generate: Callable[[list[Chat]], list[str]], message: str
+) -> list[str]:
+    """The replies of `generate` where every chat fits; else PromptTooLong with the replies to those that do."""
+    if all(fits):
+        return generate(chats)
+    fitting = [chat for chat, ok in zip(chats, fits, strict=True) if ok]
+    replies = iter(generate(fitting) if fitting else [])
+    raise PromptTooLong(message, [next(replies) if ok else None for ok in fits])
