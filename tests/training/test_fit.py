@@ -17,7 +17,7 @@ import pytest
 
 from genrec.bundle import Bundle
 from genrec.errors import GenrecError
-from training.fit import FitConfig, fit, read_embeddings
+from training.fit import Fit, FitConfig, fit, read_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
@@ -95,12 +95,20 @@ def test_a_foreign_folder_is_left_alone(tiny_config: Callable[..., FitConfig], t
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_started_fit_of_other_settings_is_not_mixed_in(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
-    bad = tiny_config(tmp_path / "b", data=str(tmp_path / "missing"))
-    with pytest.raises(GenrecError):
-        fit(bad)
-    with pytest.raises(GenrecError, match="started fit of other settings"):
+def test_a_started_fit_of_other_settings_is_not_mixed_in(
+    tiny_config: Callable[..., FitConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GenrecError, match="no file or folder"):
+        fit(tiny_config(tmp_path / "b", data=str(tmp_path / "missing")))
+
+    def fail(self: Fit) -> str:
+        raise GenrecError("stopped")
+
+    monkeypatch.setattr(Fit, "embed", fail)
+    with pytest.raises(GenrecError, match="stopped"):  # the first fit kept nothing, so it does not stand in the way
         fit(tiny_config(tmp_path / "b"))
+    with pytest.raises(GenrecError, match="started fit of other settings"):
+        fit(tiny_config(tmp_path / "b", epochs=4))
 
 
 def test_the_report_holds_every_system_with_intervals(tiny_bundle: Path) -> None:
