@@ -5,7 +5,7 @@
     tokenizer/        semantic IDs and codebooks; text embeddings (float16)
     tools/<name>/     one folder per fitted tool
     generator/        the fast thinker (config.json, model.safetensors)
-    fusion.json       the weights of the parts
+    fusion.json       the weights of the parts, per scenario
     report/           report.json, report.md, plots
     timeline.parquet  the instructions it was trained and tested with, where there are some
     instructions.sqlite   the slow thinker's store; it changes after the fit, so it has no checksum. It may be elsewhere
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genrec import __version__
+from genrec.contracts import HOME
 from genrec.data import Dataset, read_dataset
 from genrec.errors import GenrecError
 from genrec.instructions.store import InstructionStore, open_store
@@ -36,7 +37,7 @@ from genrec.tools import FLOORS, Tool
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
 
-FORMAT = 1
+FORMAT = 2  # 2: fusion weights per scenario
 MANIFEST = "bundle.json"
 STORE = "instructions.sqlite"
 TIMELINE = "timeline.parquet"
@@ -146,9 +147,13 @@ class Bundle:
         return model.eval()
 
     @cached_property
-    def weights(self) -> dict[str, dict[str, float]]:
-        """Fusion weights chosen on validation: "floors" for the tools alone, "fused" with the generator."""
+    def weights(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Per scenario the fusion weights chosen on validation: "floors" for the tools alone, "fused" with all."""
         return read_json(self.folder / "fusion.json")
+
+    def fusion(self, scenario: str) -> dict[str, dict[str, float]]:
+        """The weights of one scenario; home's for one that had no validation requests."""
+        return self.weights.get(scenario) or self.weights[HOME]
 
     @cached_property
     def timeline(self) -> Timeline | None:

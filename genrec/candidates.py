@@ -48,6 +48,10 @@ class Shortlist:
                 total += np.float32(weight) * self.parts[name]
         return np.where(self.rows < 0, -np.inf, total)
 
+    def order(self, weights: Mapping[str, float]) -> np.ndarray:
+        """The places of `rows`, int64 [B, M], best fused score first, equals by row, padding last."""
+        return np.lexsort((self.rows, -self.fuse(weights)), axis=1)
+
 
 def allowed_items(
     contexts: list[UserContext], items: int, allow: np.ndarray | None = None, deny: np.ndarray | None = None

@@ -181,6 +181,9 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--again", action="store_true", help="measure it anew (default: the table that the fit stored)")
     one.add_argument(
+        "--scenario", default="home", help="with --again: whose requests are measured (default: %(default)s)"
+    )
+    one.add_argument(
         "--out", type=Path, metavar="FOLDER", help="with --again: keep report.json, report.md and plots there"
     )
     one.add_argument("--slices", action="store_true", help="also the slices by day, not only all requests")

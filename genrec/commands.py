@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrec import terminal
+from genrec.contracts import HOME
 from genrec.errors import GenrecError, missing_package
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ def demo(args: argparse.Namespace) -> None:
 def data(args: argparse.Namespace) -> None:
     """Loads a data source, which checks it, and describes it."""
     from genrec.data import load_dataset, save_dataset
+    from genrec.io import check_writable
 
     with terminal.work("reading") as report:
+        if args.save:
+            check_writable(args.save)
         dataset = load_dataset(args.source)
         if args.save:
             save_dataset(dataset, args.save)
@@ -270,12 +274,14 @@ def evaluate(args: argparse.Namespace) -> None:
     """Prints the table that the fit stored, or measures it anew."""
     if args.out and not args.again:
         raise GenrecError("--out keeps a new measurement: give --again too, or leave it out")
+    if args.scenario != HOME and not args.again:
+        raise GenrecError(f"the stored table is of {HOME}: give --again to measure --scenario {args.scenario}")
     if len(args.bundle) > 1 and not args.again:
         raise GenrecError("several bundles have no stored table together: give --again too")
     from genrec.bundle import Bundle
 
     if args.again:
-        found = _measure(args.bundle, args.out)
+        found = _measure(args.bundle, args.out, args.scenario)
     else:
         with terminal.work("checking"):
             Bundle.load(args.bundle[0])
@@ -286,9 +292,11 @@ def evaluate(args: argparse.Namespace) -> None:
         terminal.show_report(found, args.slices)
 
 
-def _measure(folders: list[Path], out: Path | None) -> dict[str, Any]:
-    from genrec.io import read_json
+def _measure(folders: list[Path], out: Path | None, scenario: str) -> dict[str, Any]:
+    from genrec.io import check_writable, read_json
 
+    if out:
+        check_writable(out)
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
         from genrec.bundle import Bundle
         from training.evaluate import evaluate_bundles
@@ -296,15 +304,17 @@ def _measure(folders: list[Path], out: Path | None) -> dict[str, Any]:
 
         bundles, folder = [Bundle.load(path) for path in folders], out or Path(temporary)
         first = bundles[0]
-        same = ("data", "protocol")
         for path, parts in zip(folders[1:], bundles[1:], strict=True):
-            for name in same:
+            for name in ("data", "inputs", "protocol"):
                 if parts.config[name] != first.config[name]:
                     raise GenrecError(
                         f"{path} has {name} {parts.config[name]!r}, {folders[0]} has {first.config[name]!r}: "
                         "one table needs the same requests"
                     )
-        evaluate_bundles(bundles, SPLITS[first.config["protocol"]](first.dataset), folder, report)
+        if scenario not in first.dataset.scenarios:
+            known = ", ".join(first.dataset.scenarios)
+            raise GenrecError(f"unknown scenario {scenario!r}; this bundle has: {known}")
+        evaluate_bundles(bundles, SPLITS[first.config["protocol"]](first.dataset), folder, report, scenario)
         return dict(read_json(folder / "report.json"))
 
 

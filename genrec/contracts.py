@@ -1,7 +1,7 @@
 """The small vocabulary that every part of genrec shares.
 
 Items are *rows*: integers that index the catalogue. Strings appear only at the edges (files, command
-line, page). Everything here is frozen; nothing here imports torch.
+line, page). Everything here is frozen; nothing here imports numpy or torch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from genrec.data.dataset import Catalog, Sequences
 
-HOME = "home"
+HOME, SEARCH = "home", "search"  # the scenarios that code knows by name; all are in genrec.data.scenarios
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class UserContext:
     trigger: the row of the item the page is about (scenario ``item``), else None.
     query: what the user typed (scenario ``search`` or steering), else None.
     clock: unix seconds of the request, else None. It is never the time of the wanted item.
+    attributes: what is known about the user, as (name, value), most important first: ("age", "24"); untrusted text.
     """
 
     history: tuple[int, ...] = ()
@@ -37,6 +38,7 @@ class UserContext:
     trigger: int | None = None
     query: str | None = None
     clock: float | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("times", "weights"):
@@ -135,6 +137,7 @@ class Trace:
     weights: dict[str, float]
     recommended: tuple[Recommended, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    note: str = ""  # what the reader should know about this list, as that nothing heard the instruction
 
     def as_dict(self, catalog: Catalog) -> dict[str, Any]:
         """Plain lists, numbers and strings; rows become item identifiers with titles."""
@@ -176,4 +179,5 @@ class Trace:
                 for r in self.recommended
             ],
             "seconds": self.seconds,
+            "note": self.note,
         }

@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, POPULARITY, Shortlist, allowed_items, shortlist
-from genrec.contracts import HOME, Evidence, Instruction, Recommended, Trace, UserContext
+from genrec.contracts import HOME, SEARCH, Evidence, Instruction, Recommended, Trace, UserContext
 from genrec.errors import GenrecError
 
 logger = logging.getLogger(__name__)
@@ -100,9 +101,10 @@ class Recommender:
         """Traces of B requests; trace.recommended holds at most k items, best first, none seen before.
 
         instructions: per request a text or an Instruction to follow; None takes the context's query, else the
-        stored instruction of the user and scenario, else the model's learned default. allow, deny: item
-        identifiers. weights: of the parts in the fusion, in place of those chosen on validation; a part that
-        is missing or 0 is left out.
+        stored instruction of the user and scenario, else the model's learned default. A text is what somebody asks
+        for now: at home it makes the request a search, and tools that read queries hear it too. An Instruction was
+        written ahead of the request and leaves its scenario as it is. allow, deny: item identifiers. weights: of the
+        parts in the fusion, in place of those chosen on validation; a part that is missing or 0 is left out.
         """
         if k < 1:
             raise GenrecError(f"k is {k}; ask for at least 1 item")
@@ -117,6 +119,7 @@ class Recommender:
         clock = time.perf_counter()
         given = list(instructions) if instructions is not None else [None] * len(contexts)
         chosen = [self._instruction(c, i) for c, i in zip(contexts, given, strict=True)]
+        contexts = [self._asked(c, i) for c, i in zip(contexts, given, strict=True)]
         vectors = self._vectors(chosen)
         thinking = time.perf_counter() - clock
         allowed = allowed_items(
@@ -125,21 +128,32 @@ class Recommender:
             None if allow is None else np.array([catalog.row(i) for i in allow], np.int64),
             np.array([catalog.row(i) for i in deny], np.int64) if deny else None,
         )
-        parts = shortlist(
-            contexts,
-            self.bundle.tools,
-            self.bundle.weights["floors"],
-            self.bundle.generator,
-            allowed,
-            vectors,
-            width=max(self.width, k),
-            most=max(100, k),
-        )
-        parts.seconds["instruction"] = thinking
-        return [
-            self._trace(c, i, source, parts, b, k, weights)
-            for b, (c, (i, source)) in enumerate(zip(contexts, chosen, strict=True))
-        ]
+        traces: dict[int, Trace] = {}
+        for scenario in dict.fromkeys(c.scenario for c in contexts):
+            at = [b for b, c in enumerate(contexts) if c.scenario == scenario]
+            parts = shortlist(
+                [contexts[b] for b in at],
+                self.bundle.tools,
+                self.bundle.fusion(scenario)["floors"],
+                self.bundle.generator,
+                allowed[at],
+                vectors[at],
+                width=max(self.width, k),
+                most=max(100, k),
+            )
+            parts.seconds["instruction"] = thinking * len(at) / len(contexts)
+            traces |= {b: self._trace(contexts[b], *chosen[b], parts, i, k, weights) for i, b in enumerate(at)}
+        return [traces[b] for b in range(len(contexts))]
+
+    def _asked(self, context: UserContext, given: str | Instruction | None) -> UserContext:
+        """The request as the parts see it: a text typed for it is its query, and makes a home request a search."""
+        if isinstance(given, Instruction):
+            return context
+        text = ((given or "").strip() or context.query or "")[:MAX_INSTRUCTION]
+        if not text:
+            return context
+        searched = context.scenario == HOME and SEARCH in self.bundle.dataset.scenarios
+        return replace(context, query=text, scenario=SEARCH if searched else context.scenario)
 
     def _instruction(self, context: UserContext, given: str | Instruction | None) -> tuple[Instruction | None, str]:
         """What the generator is told, and where that comes from. A bundle of own embeddings has no text encoder: a
@@ -182,13 +196,14 @@ class Recommender:
         return out
 
     def _weights(self, context: UserContext, given: Mapping[str, float] | None, told: bool) -> dict[str, float]:
-        """The fusion weights of one request: given ones, else those chosen on validation. Without a history the
-        personal tools are silent: popularity leads, and the generator joins it where an instruction steers it."""
+        """The fusion weights of one request: given ones, else those chosen on validation. With neither history nor
+        query the tools are silent: popularity leads, and the generator joins it where an instruction steers it."""
         if given is not None:
             return {name: float(w) for name, w in given.items() if w}
-        if not context.history and context.trigger is None and POPULARITY in self.bundle.tools:
+        silent = not context.history and context.trigger is None and not context.query
+        if silent and POPULARITY in self.bundle.tools:
             return {POPULARITY: 1.0} | ({GENERATOR: 1.0} if told else {})
-        return {name: w for name, w in self.bundle.weights["fused"].items() if w}
+        return {name: w for name, w in self.bundle.fusion(context.scenario)["fused"].items() if w}
 
     def _trace(
         self,
@@ -211,8 +226,7 @@ class Recommender:
             {},
         )
         scores = one.fuse(weights)[0]
-        order = np.lexsort((one.rows[0], -scores))
-        best = [int(i) for i in order if np.isfinite(scores[i])][:k]
+        best = [i for i in one.order(weights)[0].tolist() if one.rows[0, i] >= 0][:k]
         codes = self.bundle.semantic_ids.codes
         recommended = tuple(
             Recommended(
@@ -234,4 +248,6 @@ class Recommender:
             if row >= 0
         )
         seconds = {name: round(s / len(parts.rows), 6) for name, s in parts.seconds.items()}
-        return Trace(context, instruction, source, evidence, beam, weights, recommended, seconds)
+        heard = instruction is None or weights.get(GENERATOR) or (context.query and weights.get("content"))
+        note = "" if heard else "the fusion gives no weight to a part that reads the instruction"
+        return Trace(context, instruction, source, evidence, beam, weights, recommended, seconds, note)

@@ -210,7 +210,7 @@ def show_trace(trace: Mapping[str, Any]) -> None:
     console = _console()
     show_list(trace)
     weights = ", ".join(f"{plain(name)} {weight:g}" for name, weight in trace["fusion_weights"].items())
-    _line(console, f"Fusion weights: {weights or 'none'}\n")
+    _line(console, f"Fusion weights: {weights or 'none'}" + (f"; {trace['note']}" if trace["note"] else "") + "\n")
     if instruction := trace["instruction"]:
         for key in ("situation", "intents", "look_for", "rationale", "model", "prompt_version"):
             value = instruction.get(key)

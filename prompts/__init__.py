@@ -43,6 +43,11 @@ class PromptTemplate:
     schema: Mapping[str, Any]
     turns: tuple[tuple[str, str], ...]
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """The placeholders of the last turn."""
+        return frozenset(_PLACEHOLDER.findall(self.turns[-1][1]))
+
     def fill(self, values: Mapping[str, str]) -> Chat:
         """The chat with `values` in place of the placeholders, once: what looks like a placeholder in a value stays.
 

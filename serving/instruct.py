@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from genrec.contracts import Instruction, UserContext
+from genrec.contracts import HOME, Instruction, UserContext
 from genrec.errors import GenrecError
 from genrec.instructions.context import Chat, PromptWriter, Template, context_hash, has_content
 from genrec.instructions.parse import parse
@@ -239,7 +239,7 @@ def sign(reply: Instruction | None, context: UserContext, prompts: PromptWriter,
 
 def tool_evidence(bundle: Bundle) -> EvidenceOf:
     """The sentences of a bundle's tools, those with the greatest weight in the floors' fusion first."""
-    names = sorted(bundle.tools, key=lambda name: -bundle.weights["floors"].get(name, 0.0))
+    names = sorted(bundle.tools, key=lambda name: -bundle.fusion(HOME)["floors"].get(name, 0.0))
 
     def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
         said = [bundle.tools[name].retrieve(contexts, 5) for name in names]

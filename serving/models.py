@@ -22,6 +22,7 @@ from genrec.io import cache_folder, sha256
 logger = logging.getLogger(__name__)
 
 PACKAGED = "smollm2-135m-instruct"
+ABOUT = "thinker.json"  # beside the weights of an adapter: where they come from
 _END, _START = 2, 1  # <|im_end|> and <|im_start|>; the GGUF header's own settings do not survive the conversion
 
 

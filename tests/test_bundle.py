@@ -25,7 +25,9 @@ def test_every_file_is_of_a_safe_kind(tiny_bundle: Path) -> None:
 def test_a_moved_bundle_still_loads(copy: Path) -> None:
     bundle = Bundle.load(copy)
     assert len(bundle.dataset.catalog) == 60 == len(bundle.semantic_ids.codes)
-    assert set(bundle.weights) == {"floors", "fused"}
+    assert {"home", "item", "discovery"} <= set(bundle.weights) <= set(bundle.dataset.scenarios)
+    assert all(set(of) == {"floors", "fused"} for of in bundle.weights.values())
+    assert "search" not in bundle.weights and bundle.fusion("search") == bundle.fusion("home")  # it cannot read text
 
 
 def test_a_truncated_file_is_named(copy: Path) -> None:

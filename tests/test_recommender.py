@@ -101,19 +101,54 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
     assert dict(given.beam) != dict(recommender.recommend(asked).beam)
 
 
-def reads_text(folder: Path) -> Recommender:
-    """A recommender as if its shop had been embedded from text; "cheese" is the only one that it knows."""
-    recommender = Recommender.load(folder)
-    recommender.bundle.config["embeddings"] = ""
-    vector = recommender.bundle.embeddings[30]
-    recommender.bundle.__dict__["embedder"] = lambda texts: np.stack([vector for _ in texts])
+def readable(tiny_bundle: Path, folder: Path) -> Recommender:
+    """As if the shop had been embedded from text, with weights of its own for searches."""
+    recommender = Recommender.load(shutil.copytree(tiny_bundle, folder))
+    bundle = recommender.bundle
+    bundle.config["embeddings"] = ""
+    bundle.__dict__["embedder"] = lambda texts: np.repeat(bundle.embeddings[30:31], len(texts), 0)
+    bundle.weights["search"] = {"floors": {"content": 1.0}, "fused": {"content": 1.0, "generator": 0.5}}
     return recommender
+
+
+def test_a_text_typed_at_home_is_a_search_that_every_part_hears(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    user = recommender.context(user="u1")
+    found = recommender.recommend(user, instruction="cheese number")
+    assert (found.context.scenario, found.context.query) == ("search", "cheese number")
+    assert found.weights == {"content": 1.0, "generator": 0.5} and not found.note
+    assert all(item.startswith("cheese") for item in items(found)[:3])
+    written = recommender.recommend(user, instruction=Instruction("s", ("i",), "cheese"))
+    assert (written.context.scenario, written.context.query) == ("home", None)
+    assert written.weights == {n: w for n, w in recommender.bundle.fusion("home")["fused"].items() if w}
+    kept = recommender.recommend(recommender.context(user="u1", scenario="discovery"), instruction="cheese")
+    assert (kept.context.scenario, kept.context.query) == ("discovery", "cheese")
+    nobody = recommender.recommend(recommender.context(history=[]), instruction="cheese number")
+    assert all(item.startswith("cheese") for item in items(nobody)[:3])
+
+
+def test_a_batch_of_several_scenarios_is_the_same_as_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    names = ["home", "item", "home", "discovery", "search", "item"]
+    asked = [recommender.context(user=f"u{i}", scenario=s) for i, s in enumerate(names)]
+    told = [None, None, "cheese", None, "tea", Instruction("s", ("i",), "jam")]
+    together = recommender.recommend_batch(asked, 5, told)
+    for context, text, trace in zip(asked, told, together, strict=True):
+        alone = recommender.recommend(context, 5, text)
+        assert items(trace) == items(alone) and trace.weights == alone.weights and trace.context == alone.context
+
+
+def test_the_trace_says_when_nothing_hears_the_instruction(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    deaf = recommender.recommend(recommender.context(user="u1"), instruction="cheese", weights={"ease": 1.0})
+    assert "no weight to a part that reads the instruction" in deaf.note
+    assert not recommender.recommend(recommender.context(user="u1"), weights={"ease": 1.0}).note
 
 
 def test_a_stored_instruction_is_followed_without_a_language_model(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recommender = reads_text(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
     recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
     for name in [m for m in sys.modules if m.split(".")[0] in ("serving", "vllm")]:
         monkeypatch.delitem(sys.modules, name)
@@ -125,7 +160,7 @@ def test_a_stored_instruction_is_followed_without_a_language_model(
 
 
 def test_an_expired_instruction_leaves_the_learned_default(tiny_bundle: Path, tmp_path: Path) -> None:
-    recommender = reads_text(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
     user, item = recommender.context(user="u1"), recommender.context(user="u1", scenario="item")
     default = recommender.recommend(user)
     store = recommender.bundle.store
@@ -139,8 +174,8 @@ def test_an_expired_instruction_leaves_the_learned_default(tiny_bundle: Path, tm
 def test_a_store_that_fails_fails_no_request(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    recommender = reads_text(folder)
+    folder = tmp_path / "bundle"
+    recommender = readable(tiny_bundle, folder)
     user = recommender.context(user="u1")
     expected = recommender.recommend(user).recommended
     path = folder / "instructions.sqlite"
@@ -166,12 +201,11 @@ def test_a_store_that_fails_fails_no_request(
 def test_a_bundle_in_a_read_only_folder_needs_no_store(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    before = sorted(folder.rglob("*"))
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    before = sorted((tmp_path / "bundle").rglob("*"))
     monkeypatch.setattr(os, "access", lambda *_: False)
-    recommender = reads_text(folder)
     assert recommender.recommend(recommender.context(user="u1")).instruction_source == "default"
-    assert sorted(folder.rglob("*")) == before
+    assert sorted((tmp_path / "bundle").rglob("*")) == before
 
 
 def test_a_bundle_of_own_embeddings_cannot_read_text(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -241,7 +275,9 @@ def test_a_shortlist_judges_every_item_by_every_part(recommender: Recommender) -
     bundle = recommender.bundle
     contexts = [recommender.context(user=f"u{i}") for i in range(6)]
     allowed = allowed_items(contexts, len(bundle.dataset.catalog))
-    found = shortlist(contexts, bundle.tools, bundle.weights["floors"], bundle.generator, allowed, width=8, most=9)
+    found = shortlist(
+        contexts, bundle.tools, bundle.fusion("home")["floors"], bundle.generator, allowed, width=8, most=9
+    )
     for rows, beam, ok in zip(found.rows, found.beam, allowed, strict=True):
         real = rows[rows >= 0]
         assert len(set(real)) == len(real) >= 9 and ok[real].all()

@@ -18,14 +18,15 @@ import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, Shortlist, allowed_items, shortlist
-from genrec.data import EvalSet, Sequences, Split
+from genrec.contracts import HOME
+from genrec.data import SCENARIOS, EvalSet, Sequences, Split, eval_set
 from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ranks, tie_numbers, top_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
 from genrec.tokenizer.embeddings import embed_texts
 from genrec.tools import Tool
-from genrec.tools.fusion import fit_weights, search_weights, standardise
+from genrec.tools.fusion import contenders, fit_weights, search_weights, standardise
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
@@ -57,6 +58,11 @@ def instruction_vectors(parts: Bundle, requests: EvalSet) -> np.ndarray | None:
     return out
 
 
+def requests_of(parts: Bundle, split: Split, requests: EvalSet, scenario: str) -> EvalSet:
+    """The requests of a split as they are in one scenario; home's are the split's own."""
+    return requests if scenario == HOME else eval_set(requests, SCENARIOS[scenario], parts.dataset, split.train)
+
+
 def generator_ndcg(
     model: GeneratorModel, requests: EvalSet, instructions: np.ndarray | None = None, width: int = 20
 ) -> float:
@@ -83,14 +89,13 @@ def shortlists(parts: Bundle, requests: EvalSet, floors: Mapping[str, float]) ->
 
 def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, float]:
     """Weights of the tools' own fusion, by NDCG@10 on validation requests."""
-    if not tools:
-        return {}
-    blocks: dict[str, list[np.ndarray]] = {name: [] for name in tools}
+    if not tools or not len(validation):
+        return dict.fromkeys(tools, 1.0)
+    pieces = []
     for piece in chunks(validation):
-        for name, tool in tools.items():
-            blocks[name].append(tool.score_all(piece.contexts))
-    whole = {name: np.concatenate(b) for name, b in blocks.items()}
-    return fit_weights(whole, validation.targets, seen_index(validation.contexts))
+        blocks = {name: tool.score_all(piece.contexts) for name, tool in tools.items()}
+        pieces.append(contenders(blocks, piece.targets, seen_index(piece.contexts)))
+    return fit_weights(pieces)
 
 
 def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float]) -> dict[str, float]:
@@ -117,10 +122,13 @@ def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float
 
 
 def rank_systems(
-    parts: Bundle, requests: EvalSet, say: Callable[[int, int], None] = lambda done, total: None
+    parts: Bundle,
+    requests: EvalSet,
+    say: Callable[[int, int], None] = lambda done, total: None,
+    scenario: str = HOME,
 ) -> list[Ranked]:
-    """Every system on the same requests, in the order of the table's rows."""
-    weights = parts.weights
+    """Every system on the same requests of one scenario, in the order of the table's rows."""
+    weights = parts.fusion(scenario)
     names = [*parts.tools, FLOORS_ROW, ALONE_ROW, FUSED_ROW]
     ranks: dict[str, list[np.ndarray]] = {name: [] for name in names}
     lists: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -134,11 +142,9 @@ def rank_systems(
                 [np.float32(w) * standardise(found.raw[n]) for n, w in weights["floors"].items() if w], axis=0
             )
         for name, block in scores.items():
-            ranks[name].append(target_ranks(block, piece.targets, seen, tie).astype(np.float64))
+            ranks[name].append(target_ranks(block, piece.targets, seen, tie))
             lists[name].append(top_lists(block, seen, 10))
-        fused = found.fuse(weights["fused"])
-        order = np.argsort(-fused, axis=1, kind="stable")
-        served = np.take_along_axis(found.rows, order, 1)
+        served = np.take_along_axis(found.rows, found.order(weights["fused"]), 1)
         for name, ranked in ((ALONE_ROW, found.beam), (FUSED_ROW, served)):
             result = rank_lists(name, ranked, piece)
             ranks[name].append(result.ranks)
@@ -172,20 +178,26 @@ def best_floor(parts: Bundle, systems: list[Ranked]) -> str:
     return max(found, key=lambda name: found[name], default="")
 
 
-def evaluate_bundles(bundles: Sequence[Bundle], split: Split, folder: Path, report: Callable[[str], None]) -> str:
+def evaluate_bundles(
+    bundles: Sequence[Bundle], split: Split, folder: Path, report: Callable[[str], None], scenario: str = HOME
+) -> str:
     """Ranks the test requests, writes report.json, report.md and plots into `folder`; returns one line for the log.
 
+    scenario: the requests are the split's that qualify, with the trigger or query that they have there (a search's
+    query is made of the wanted item, so its scores never stand beside next-item scores: see genrec.data.scenarios).
     Several bundles are fits of the same data with other seeds: every number is their mean, a user with the requests
     of all fits is one cluster of the bootstrap, and `about` holds each fit's own NDCG@10.
     """
     clock = time.perf_counter()
-    test = split.test
+    test = requests_of(bundles[0], split, split.test, scenario)
+    if not len(test):
+        raise GenrecError(f"no test request qualifies for the scenario {scenario!r}")
 
     def say(done: int, total: int) -> None:
         if done % (CHUNK * 8) == 0 or done == total:
             report(f"report: {done:,} of {total:,} test requests ranked")
 
-    runs = [rank_systems(parts, test, say) for parts in bundles]
+    runs = [rank_systems(parts, test, say, scenario) for parts in bundles]
     names = [r.system for r in runs[0]]
     if any([r.system for r in run] != names for run in runs):
         raise GenrecError("these bundles hold other tools: a table over seeds needs the same systems in each")
@@ -195,8 +207,9 @@ def evaluate_bundles(bundles: Sequence[Bundle], split: Split, folder: Path, repo
     ]
     first = bundles[0]
     seeds = {f"fit {i}" if i else "fit": int(parts.config["seed"]) for i, parts in enumerate(bundles)}
-    about = provenance(split.note, seeds, time.perf_counter() - clock)
-    about |= {"settings": first.config, "fusion": first.weights}
+    note = split.note if scenario == HOME else f"{split.note}; scenario {scenario}: {SCENARIOS[scenario].description}"
+    about = provenance(note, seeds, time.perf_counter() - clock)
+    about |= {"settings": first.config, "fusion": first.fusion(scenario)}
     if len(bundles) > 1:
         about |= {"ndcg_per_fit": {n: [_ndcg(r) for r in f] for n, *f in zip(names, *runs, strict=True)}}
     requests = test.take(np.tile(np.arange(len(test)), len(bundles)))

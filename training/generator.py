@@ -115,7 +115,7 @@ class Run:
         )
         for p in self.parameters:  # moments exist from the start, so that a checkpoint always has them
             state = self.optimizer.state[p]
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         self.step = 0
         self.best: float | None = None

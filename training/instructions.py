@@ -29,6 +29,7 @@ from genrec.instructions import InstructionStore, open_store
 from genrec.instructions.context import PromptWriter, has_content
 from genrec.instructions.plain import MODEL, plain_instruction
 from genrec.instructions.timeline import Timeline
+from genrec.io import check_writable
 from serving.instruct import instruct
 from serving.llm import Backend, open_model
 from training.config import PROTOCOLS
@@ -107,6 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
     args = parser.parse_args(argv)
     try:
+        check_writable(args.out.parent)
+        if args.out.is_dir():
+            raise GenrecError(f"{args.out} is a folder; --out names the file to write")
         if args.shuffle:
             timeline = Timeline.load(args.shuffle).shuffled(args.seed)
         else:

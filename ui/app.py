@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,18 @@ except ImportError as problem:
 TRIGGERS = 50  # newest items of the history that may be the trigger
 # In one column the list stands below the controls: the button leads there.
 TO_THE_LIST = "() => { if (innerWidth < 760) document.getElementById('results').scrollIntoView({behavior: 'smooth'}) }"
+SHOW_WEIGHTS = """() => {
+  document.getElementById('more').ariaExpanded = document.getElementById('weights').toggleAttribute('data-open') }"""
 Change = dict[Any, Any]  # component -> its new value
 STYLE = Path(__file__).with_name("style.css")
 
 
 def build(recommender: Recommender) -> gr.Blocks:
     """The page over one recommender. It opens on the first user of the data set; `serve` shows it."""
-    weights = chosen_weights(recommender)
+    weights = {name: chosen_weights(recommender, name) for name in recommender.bundle.dataset.scenarios}
     with gr.Blocks(title="genrec", analytics_enabled=False) as page:
         parts = place(recommender.bundle.dataset, weights)
-        _wire(page, parts, recommender, weights)
+        _wire(page, parts, recommender)
     return page
 
 
@@ -111,18 +114,18 @@ def theme() -> gr.themes.Base:
     )
 
 
-def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[str, float]) -> None:
+def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
     """Every event of the page. Handlers return {component: new value}."""
     catalog, index = recommender.bundle.dataset.catalog, TitleIndex(recommender.bundle.dataset)
 
     def read(values: tuple[Any, ...]) -> Form:
         now, text, query, scenario, trigger, count, *weights = values
-        return Form(now, text, query, scenario, trigger, int(count), dict(zip(chosen, weights, strict=True)))
+        return Form(now, text, query, scenario, trigger, int(count), dict(zip(at.weights, weights, strict=True)))
 
     def answer(form: Form) -> Change:
         """The list and its trace, or what is wrong for the visitor as one line in their place."""
         try:
-            trace = ask(recommender, form, chosen)
+            trace = ask(recommender, form)
         except GenrecError as wrong:
             return refuse(wrong)
         return {
@@ -166,7 +169,8 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
         return change(form, begin(recommender, user, form.scenario))
 
     def move(form: Form) -> Change:
-        return change(form, with_stored(recommender, form.session, form.scenario))
+        form, moved = restart(form)
+        return change(form, with_stored(recommender, form.session, form.scenario)) | moved
 
     def empty(form: Form) -> Change:
         return change(form, Session()) | {at.user: None}
@@ -182,9 +186,14 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
         row, position = clicked_row(event), event._data.get("position")
         return change(form, form.session.remove(position if isinstance(position, int) else -1, row))
 
+    def restart(form: Form) -> tuple[Form, Change]:
+        """The form with the weights of its scenario, and the sliders that show them."""
+        start = {name: slider(exact) for name, exact in chosen_weights(recommender, form.scenario).items()}
+        return replace(form, weights=start), {at.weights[name]: w for name, w in start.items()}
+
     def back(form: Form) -> Change:
-        start = {name: slider(exact) for name, exact in chosen.items()}
-        return {at.weights[name]: w for name, w in start.items()} | answer(replace(form, weights=start))
+        form, moved = restart(form)
+        return moved | answer(form)
 
     controls: list[Any] = [at.session, at.instruction, at.query, at.scenario, at.trigger, at.count]
     controls += at.weights.values()
@@ -200,7 +209,10 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
         clicked: bool = False,
         **more: Any,
     ) -> None:
-        """Runs handler(form[, value of extra][, event]) at this event; GenrecError becomes a line on the page."""
+        """Runs handler(form[, value of extra][, event]) at this event; GenrecError becomes a line on the page.
+
+        One after the other, in the order in which they were asked: a slow answer never comes after a newer one.
+        """
 
         def run(data: gr.EventData, *values: Any) -> Change:
             form = read(values[: len(controls)])
@@ -210,20 +222,23 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, chosen: dict[st
                 return refuse(wrong)
 
         inputs = controls + ([] if extra is None else [extra])
-        event(run, inputs, outputs, api_visibility="private", **{"show_progress": "hidden", **more})
+        more = {"show_progress": "hidden", "concurrency_id": "page", "concurrency_limit": 1, **more}
+        event(run, inputs, outputs, api_visibility="private", **more)
 
     on(page.load, choose, session + results, at.user)
     on(at.user.input, choose, session + results, at.user)
-    on(at.scenario.input, move, session + results)
+    on(at.scenario.input, move, [*at.weights.values(), *session, *results])
     on(at.clear.click, empty, session + results)
     on(at.found.click, add, session + results, clicked=True)
     on(at.search.submit, add_first, session + results, at.search)
     on(at.history.click, remove, session + results, clicked=True)
     at.go.click(None, None, None, js=TO_THE_LIST)
-    for event in (at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release):
-        on(event, answer, results, trigger_mode="always_last", show_progress="minimal")
-    for weight in at.weights.values():
-        on(weight.release, answer, results, trigger_mode="always_last")
+    at.more.click(None, None, None, js=SHOW_WEIGHTS)
+    # One listener for all of them: while a list is made a further wish waits, and is then read from the controls anew,
+    # so the last list is of what the controls say.
+    asking = [at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release]
+    asking += [weight.release for weight in at.weights.values()]
+    on(partial(gr.on, asking), answer, results, trigger_mode="always_last", show_progress="minimal")
     for box in (at.instruction, at.query):  # `input` would miss what is pasted or typed on a phone
         on(box.change, note, [at.told, *results], trigger_mode="always_last")
     on(at.reset.click, back, [*at.weights.values(), *results])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from genrec.contracts import HOME
 from genrec.data.dataset import Dataset
 from genrec.recommender import MAX_INSTRUCTION
 from ui import render
@@ -38,6 +39,7 @@ class Layout:
     query: gr.Textbox
     instruction: gr.Textbox
     told: gr.HTML
+    more: gr.Button
     count: gr.Slider
     weights: dict[str, gr.Slider]
     reset: gr.Button
@@ -47,8 +49,9 @@ class Layout:
     traced: gr.HTML
 
 
-def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
-    """The components, inside an open gr.Blocks. weights: what the sliders start from. It starts at the first user."""
+def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]]) -> Layout:
+    """The components, inside an open gr.Blocks. weights: by scenario and part, what the sliders start from. It starts
+    at the first user."""
     _html("top", render.header(dataset))
     notice = _html("notice")
     with gr.Row(elem_id="columns"):
@@ -65,20 +68,27 @@ def place(dataset: Dataset, weights: Mapping[str, float]) -> Layout:
                 )
                 told = _html("told")
             go = gr.Button("Recommend", variant="primary", elem_id="go")
-            with gr.Accordion("Number of items and fusion weights", open=False, elem_id="weights"):
+            # No gr.Accordion: it draws its content when it first opens, and by that undoes what is typed at once.
+            more = gr.Button("Number of items and fusion weights", size="sm", elem_id="more")
+            with gr.Column(elem_id="weights"), gr.Group():
                 count = gr.Slider(1, MAX_ITEMS, 10, step=1, label="Number of items", buttons=[], elem_id="count")
                 sliders = {
                     name: gr.Slider(
-                        0, max(3.0, 2 * slider(w)), slider(w), step=0.01, label=plain(name), elem_id=f"weight-{i}"
+                        0,
+                        max(3.0, *(2 * slider(of[name]) for of in weights.values())),
+                        slider(w),
+                        step=0.01,
+                        label=plain(name),
+                        elem_id=f"weight-{i}",
                     )
-                    for i, (name, w) in enumerate(weights.items())
+                    for i, (name, w) in enumerate(weights[HOME].items())
                 }
                 reset = gr.Button("Back to the weights chosen on validation", size="sm", elem_id="reset")
         with gr.Column(scale=9, min_width=320, elem_id="results"):
             listed = _html("listed")
             traced = _html("traced")
     return Layout(
-        gr.State(Session()), *who, *where, instruction, told, count, sliders, reset, go, notice, listed, traced
+        gr.State(Session()), *who, *where, instruction, told, more, count, sliders, reset, go, notice, listed, traced
     )
 
 

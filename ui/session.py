@@ -103,14 +103,14 @@ class Form:
         return replace(self, session=session, text=self.text if kept else session.stored, trigger=newest)
 
 
-def chosen_weights(recommender: Recommender) -> dict[str, float]:
-    """The fusion weights chosen on validation, of every part: the generator first, then the tools."""
-    fused = recommender.bundle.weights["fused"]
+def chosen_weights(recommender: Recommender, scenario: str) -> dict[str, float]:
+    """The fusion weights of a scenario, chosen on validation, of every part: the generator first, then the tools."""
+    fused = recommender.bundle.fusion(scenario)["fused"]
     return {name: float(fused.get(name, 0.0)) for name in (GENERATOR, *recommender.bundle.tools)}
 
 
-def ask(recommender: Recommender, form: Form, chosen: Mapping[str, float]) -> Trace:
-    """The list that the form asks for, with its trace. chosen: the weights that the sliders started from.
+def ask(recommender: Recommender, form: Form) -> Trace:
+    """The list that the form asks for, with its trace.
 
     An emptied instruction box means that the stored instruction is not wanted; the request says so by leaving the
     user out. Raises GenrecError.
@@ -130,7 +130,7 @@ def ask(recommender: Recommender, form: Form, chosen: Mapping[str, float]) -> Tr
     )
     if not form.text.strip():
         context = replace(context, user=None)
-    weights = weights_given(form.weights, chosen)
+    weights = weights_given(form.weights, chosen_weights(recommender, form.scenario))
     return recommender.recommend(context, k=form.count, instruction=given, weights=weights)
 
 

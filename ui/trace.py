@@ -46,6 +46,8 @@ def instruction(trace: Trace) -> str:
     written = provenance(told)
     if written:
         facts.append(("written", written))
+    if trace.note:
+        facts.append(("note", safe(trace.note, SENTENCE)))
     quote = f"<blockquote>{safe(told.look_for, SENTENCE)}</blockquote>"
     return f'<p class="source">{source}</p>{quote}{_facts(facts)}'
 

@@ -1,8 +1,8 @@
 """The one evaluation protocol: full ranking, seen items masked, ties broken at random with a fixed seed.
 
-Seen items are the rows of the request's history (and its trigger): they are left out of the ranking, except the
-wanted item itself when it repeats one of them. A tie is broken by one uniform number per request, drawn from the seed
-and the request's position alone, so neither chunks nor the order of systems change a rank.
+Seen items are the rows of the request's history (and its trigger): no system recommends them, so a request whose
+wanted item repeats one of them is a miss (rank inf) for every system. A tie is broken by one uniform number per
+request, drawn from the seed and the request's position alone, so neither chunks nor the order of systems change a rank.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def tie_numbers(n: int, seed: int = 0) -> np.ndarray:
 def target_ranks(
     scores: np.ndarray, targets: np.ndarray, seen: tuple[np.ndarray, np.ndarray], ties: np.ndarray
 ) -> np.ndarray:
-    """Ranks of the targets, int64 [B], from 0, among the items that are not seen.
+    """Ranks of the targets, float64 [B], from 0, among the items that are not seen; inf for a target that is.
 
     scores: [B, N], finite or -inf; seen: as `seen_index` gives; ties: as `tie_numbers` gives.
     Raises ValueError for NaN scores: they have no place in an order.
@@ -63,7 +63,9 @@ def target_ranks(
     above, equal = scores > own, scores == own
     above[seen], equal[seen] = False, False
     equal[np.arange(len(targets)), targets] = False
-    return above.sum(axis=1) + np.floor(ties * (equal.sum(axis=1) + 1)).astype(np.int64)
+    ranks = above.sum(axis=1) + np.floor(ties * (equal.sum(axis=1) + 1))
+    ranks[seen[0][seen[1] == targets[seen[0]]]] = np.inf
+    return ranks
 
 
 def top_lists(scores: np.ndarray, seen: tuple[np.ndarray, np.ndarray], k: int) -> np.ndarray:
@@ -88,7 +90,7 @@ def rank_all(
         part = slice(start, start + chunk)
         contexts = requests.contexts[part]
         scores, seen = score_all(contexts), seen_index(contexts)
-        ranks.append(target_ranks(scores, requests.targets[part], seen, ties[part]).astype(np.float64))
+        ranks.append(target_ranks(scores, requests.targets[part], seen, ties[part]))
         lists.append(top_lists(scores, seen, k))
     if not ranks:
         return Ranked(system, np.zeros(0), np.zeros((0, k), np.int32))
@@ -114,7 +116,7 @@ def rank_lists(system: str, lists: np.ndarray, requests: EvalSet, k: int = 10) -
         unseen = rows[[int(r) not in seen for r in rows]] if seen else rows
         kept[b, : min(k, len(unseen))] = unseen[:k]
         place = np.flatnonzero(rows == target)
-        if len(place):
+        if len(place) and target not in seen:
             ranks[b] = sum(int(r) not in seen for r in rows[: place[0]])
     return Ranked(system, ranks, kept)
 

@@ -17,6 +17,7 @@ from genrec.errors import GenrecError
 from genrec.generator.model import History, Request
 
 HOME = 0
+UNTIMED = 0.1  # share of windows trained without times: a history given at the request may have none
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class TrainingData:
         targets = np.where(real, s.items[after], -1)
         before = np.maximum(here - 1, 0)
         gaps = np.where(real & (np.arange(width) > 0), s.times[here] - s.times[before], 0)
+        gaps[rng.random(len(windows)) < UNTIMED] = -1
         weights = np.where(real, s.weights[here], 1)
         scenario = np.zeros(at.shape, np.int64)
         trigger = np.full(at.shape, -1, np.int64)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MASKED = -1e9
+LANES = 16  # a softmax over a number of keys that is no multiple of this takes up to ten times longer on a CPU
 
 
 class LockedDropout(nn.Module):
@@ -46,7 +47,11 @@ class Attention(nn.Module):
         keys, values = self.kv(memory).chunk(2, -1)
         return self.split(keys), self.split(values)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        spare = -keys.shape[-2] % LANES
+        if spare:
+            keys, values = (F.pad(t, (0, 0, 0, spare)) for t in (keys, values))
+            bias = F.pad(bias, (0, spare), value=MASKED)
         return self.join(F.scaled_dot_product_attention(self.split(self.q(x)), keys, values, attn_mask=bias))
 
 
@@ -59,7 +64,7 @@ class FeedForward(nn.Module):
         self.up, self.down = nn.Linear(d, d_ff, bias=False), nn.Linear(d_ff, d, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(self.norm(x))))
+        return self.down(F.relu(self.up(self.norm(x)), inplace=True))
 
 
 class EncoderLayer(nn.Module):
@@ -83,19 +88,21 @@ class LayerState:
     """What one decoder layer remembers during a search for B users.
 
     cross: keys and values of the history, [B, H, T, dh]. prefix: of [BOS, scenario, instruction], [B, H, 3, dh].
-    beam: of the codes so far, [B, W, codes so far, d], or None before the first code.
+    codes: of each level's code so far, [B, W, d].
     """
 
     cross: tuple[Tensor, Tensor]
     prefix: tuple[Tensor, Tensor]
-    beam: tuple[Tensor, Tensor] | None = None
+    codes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def reorder(self, parent: Tensor) -> None:
         """Keep, for every new beam, the past of the beam it grew from: parent, int64 [B, W]."""
-        if self.beam is not None:
-            offset = torch.arange(len(parent), device=parent.device)[:, None] * self.beam[0].shape[1]
-            k, v = (t.flatten(0, 1).index_select(0, (parent + offset).flatten()) for t in self.beam)
-            self.beam = (k.unflatten(0, parent.shape), v.unflatten(0, parent.shape))
+        if self.codes:
+            offset = torch.arange(len(parent), device=parent.device)[:, None] * self.codes[0][0].shape[1]
+            at = (parent + offset).flatten()
+            self.codes = [
+                tuple(t.flatten(0, 1).index_select(0, at).unflatten(0, parent.shape) for t in kv) for kv in self.codes
+            ]
 
 
 class DecoderLayer(nn.Module):
@@ -122,23 +129,27 @@ class DecoderLayer(nn.Module):
         x = x + self.drop(y.unflatten(1, (-1, last)))
         return x + self.drop(self.feed_forward(x))
 
-    def step(self, x: Tensor, state: LayerState, bias: Tensor) -> Tensor:
-        """One more code for W beams per user: x [B, W, d], the beams as query positions; bias [B, H, 1, T]."""
-        attention = self.self_attention
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the self-attention makes of tokens x [..., d]: queries [..., d]; keys and values [..., 2 d]."""
         y = self.self_norm(x)
-        q = attention.q(y)
-        k, v = attention.kv(y).unsqueeze(2).chunk(2, -1)  # [B, W, 1, d]
-        if state.beam is not None:
-            k, v = torch.cat([state.beam[0], k], 2), torch.cat([state.beam[1], v], 2)
-        state.beam = (k, v)
+        return self.self_attention.q(y), self.self_attention.kv(y)
+
+    def step(self, x: Tensor, q: Tensor, kv: Tensor, state: LayerState, bias: Tensor) -> Tensor:
+        """One more code for W beams per user, the beams as query positions: x [B, W, d] with its queries, keys and
+        values; bias [B, H, 1, T]. Returns [B, W, d]."""
+        attention = self.self_attention
         heads = (attention.heads, -1)
-        to_prefix = attention.split(q) @ state.prefix[0].transpose(-1, -2)  # [B, H, W, 3]
-        to_codes = (q.unsqueeze(2) * k).unflatten(-1, heads).sum(-1).permute(0, 3, 1, 2)  # [B, H, W, codes so far]
+        k, v = kv.chunk(2, -1)
+        state.codes.append((k, v))
+        # positions come first, so that the softmax over a handful of them runs along beams and heads
+        to_prefix = (attention.split(q) @ state.prefix[0].transpose(-1, -2)).permute(3, 0, 2, 1)
+        to_codes = [(q * k).unflatten(-1, heads).sum(-1) for k, _ in state.codes]
         scale = (q.shape[-1] // attention.heads) ** -0.5
-        weight = F.softmax(torch.cat([to_prefix, to_codes], -1) * scale, -1)
-        n = to_prefix.shape[-1]
-        of_codes = (weight[..., n:].permute(0, 2, 3, 1).unsqueeze(-1) * v.unflatten(-1, heads)).sum(2)
-        of_prefix = (weight[..., :n] @ state.prefix[1]).transpose(1, 2)  # both [B, W, H, dh]
-        x = x + attention.o((of_prefix + of_codes).flatten(-2))
+        weight = F.softmax(torch.cat([to_prefix, torch.stack(to_codes)]) * scale, 0)  # [3 + codes so far, B, W, H]
+        n = len(to_prefix)
+        seen = (weight[:n].permute(1, 3, 2, 0) @ state.prefix[1]).transpose(1, 2)  # [B, W, H, dh]
+        for w, (_, v) in zip(weight[n:], state.codes, strict=True):
+            seen = seen + w.unsqueeze(-1) * v.unflatten(-1, heads)
+        x = x + attention.o(seen.flatten(-2))
         x = x + self.cross_attention(self.cross_norm(x), *state.cross, bias)
         return x + self.feed_forward(x)

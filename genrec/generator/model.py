@@ -16,7 +16,9 @@ Ours, where the paper is silent:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +28,12 @@ from transformers import PreTrainedModel
 from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.igr import InstructionRetrieval, keep
-from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
+from genrec.generator.layers import LANES, MASKED, DecoderLayer, EncoderLayer, LayerState
 from genrec.tokenizer.trie import Trie
 
+T = TypeVar("T")
 GAP_BUCKETS = 16
+UNKNOWN_GAP = GAP_BUCKETS - 1
 DAY = 86400.0
 PREFIX = 3  # BOS, scenario, instruction
 
@@ -38,8 +42,8 @@ PREFIX = 3  # BOS, scenario, instruction
 class History:
     """A padded batch of histories, oldest first, padding at the end.
 
-    rows: int64 [B, T], -1 where padded; gaps: float [B, T], seconds since the event before (0 for the first);
-    weights: float [B, T], 1 neutral.
+    rows: int64 [B, T], -1 where padded; gaps: float [B, T], seconds since the event before (0 for the first),
+    negative where the times are not known; weights: float [B, T], 1 neutral.
     """
 
     rows: Tensor
@@ -122,10 +126,10 @@ class GeneratorModel(PreTrainedModel):
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
         self.post_init()
         self.trie: Trie | None = None
-        self._frozen: dict[int, Tensor] = {}
+        self._frozen: dict[str, Any] = {}
 
     def train(self, mode: bool = True) -> GeneratorModel:
-        """As in torch; also forgets the output vectors that searches keep, since the weights may have changed."""
+        """As in torch; also forgets what searches keep (see `_kept`), since the weights may have changed."""
         self._frozen.clear()
         return super().train(mode)
 
@@ -172,6 +176,7 @@ class GeneratorModel(PreTrainedModel):
             constants[f"node_code_{level}"] = trie.codes[level].to(self.device)
             constants[f"first_{level}"] = trie.child_start[level].to(self.device)
             constants[f"count_{level}"] = trie.child_count[level].to(self.device)
+            constants[f"leaf_start_{level + 1}"] = trie.leaf_start[level + 1].to(self.device)
         constants["leaf_items"] = trie.leaf_items.to(self.device)
         constants["path"] = trie.path.to(self.device)
         for name, value in constants.items():
@@ -183,8 +188,23 @@ class GeneratorModel(PreTrainedModel):
         known = rows < self.config.items
         return table(rows.clamp(max=self.config.items - 1)) * known.unsqueeze(-1)
 
+    def _kept(self, name: str, make: Callable[[], T]) -> T:
+        """What depends on weights and catalogue alone: in eval mode without gradients computed once and kept. After
+        changing weights by hand call `eval()` again."""
+        if self.training or torch.is_grad_enabled():
+            return make()
+        if name not in self._frozen:
+            self._frozen[name] = make()
+        return self._frozen[name]
+
     def item_vectors(self, rows: Tensor) -> Tensor:
         """Input vectors of items: rows int64 [...] -> [..., d]."""
+        if self.training or torch.is_grad_enabled():
+            return self._item_vectors(rows)
+        every = torch.arange(len(self.item_text), device=rows.device)
+        return F.embedding(rows, self._kept("items", lambda: self._item_vectors(every)))
+
+    def _item_vectors(self, rows: Tensor) -> Tensor:
         return self.code_vectors(rows) + self.text_in(self.item_text[rows])
 
     def code_vectors(self, rows: Tensor) -> Tensor:
@@ -195,17 +215,14 @@ class GeneratorModel(PreTrainedModel):
         return out
 
     def node_vectors(self, level: int) -> Tensor:
-        """Output vectors of all nodes of level + 1: [nodes, d]. In eval mode without gradients they are computed
-        once and kept; after changing weights by hand call `eval()` again."""
-        keep = not (self.training or torch.is_grad_enabled())
-        if keep and level in self._frozen:
-            return self._frozen[level]
+        """Output vectors of all nodes of level + 1: [nodes, d]."""
+        return self._kept(f"nodes_{level}", lambda: self._node_vectors(level))
+
+    def _node_vectors(self, level: int) -> Tensor:
         out = self.code_out[level](getattr(self, f"node_code_{level}"))
         out = out + self.text_out[level](getattr(self, f"node_text_{level}"))
         if level == self.config.levels - 1:
             out = out + self._own(self.item_out, self.leaf_items)
-        if keep:
-            self._frozen[level] = out
         return out
 
     # -- encoder ------------------------------------------------------------------------------------
@@ -214,7 +231,8 @@ class GeneratorModel(PreTrainedModel):
         """[B, T, d]; position t has seen events 0..t only. Drop input beforehand beyond max_history events."""
         rows = history.rows.clamp(min=0)
         x = self.item_vectors(rows)
-        x = x + self.gap((torch.log2(history.gaps.clamp(min=0) / DAY + 1) * 1.4).long().clamp(max=GAP_BUCKETS - 1))
+        bucket = (torch.log2(history.gaps.clamp(min=0) / DAY + 1) * 1.4).long().clamp(max=UNKNOWN_GAP - 1)
+        x = x + self.gap(bucket.masked_fill(history.gaps < 0, UNKNOWN_GAP))
         x = x + self.weight((history.weights - 1).unsqueeze(-1))
         steps = torch.arange(rows.shape[1], device=rows.device)
         distance = steps[:, None] - steps[None]
@@ -340,6 +358,8 @@ class GeneratorModel(PreTrainedModel):
             memory = memory.gather(1, at.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
             distance = distance.gather(2, at[:, None])
         memory, distance = self._with_sink(memory, distance)
+        spare = -memory.shape[1] % LANES
+        memory, distance = F.pad(memory, (0, 0, 0, spare)), F.pad(distance, (0, spare), value=-1)
         bias = self._distance_bias(self.cross_bias, distance)
         x = self.prefix_tokens(request)[:, 0]
         causal = torch.full((PREFIX, PREFIX), MASKED, device=x.device, dtype=x.dtype).triu(1)
@@ -358,7 +378,16 @@ class GeneratorModel(PreTrainedModel):
 
     def advance(self, state: SearchState, level: int, codes: Tensor) -> Tensor:
         """Feed the codes chosen at `level`, int64 [B, W]; returns the outputs for the next level, [B, W, d]."""
-        x = self.code_tokens(level, codes)
-        for layer, layer_state in zip(self.decoder_stack, state.layers, strict=True):
-            x = layer.step(x, layer_state, state.bias)
+        for i, (layer, layer_state) in enumerate(zip(self.decoder_stack, state.layers, strict=True)):
+            if i == 0:
+                tables = self._kept(f"code_{level}", lambda: self._code_inputs(level))
+                x, q, kv = (F.embedding(codes, table) for table in tables)
+            else:
+                q, kv = layer.queries_keys_values(x)
+            x = layer.step(x, q, kv, layer_state, state.bias)
         return self.decoder_norm(x)
+
+    def _code_inputs(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Every code of a level as a token, with the first decoder layer's queries, keys and values of it."""
+        x = self.code_tokens(level, torch.arange(self.config.codes, device=self.device))
+        return x, *self.decoder_stack[0].queries_keys_values(x)

@@ -19,6 +19,7 @@ from genrec.tools.fusion import standardise
 DEPTH = 32  # proposals per position
 READ = 50  # newest events a teacher reads
 CHUNK = 512
+SILENCE = 1e-5  # standard deviations that a proposal must be above the lowest score
 
 
 def teach(
@@ -32,13 +33,14 @@ def teach(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """int32 [M, depth]: for every training event, the rows that the tools propose from the events before it,
-    best first; -1 where there are none (a user's first event, a shorter list). Items seen before are left out.
+    best first; -1 where there are none (a user's first event, a shorter list). Items seen before are left out, and
+    items that every tool scores lowest: about them no tool says anything.
 
     tools: classes to fit; weights: of their standardised scores. Deterministic in seed.
     """
     out = np.full((train.events, depth), -1, np.int32)
     fold = np.random.default_rng(seed).integers(0, folds, len(train))
-    done = 0
+    done, positions = 0, train.events - int((train.lengths > 0).sum())
     for f in range(folds):
         fitted = {name: tool().fit(train.keep(fold[train.user_of] != f), catalog) for name, tool in tools.items()}
         events = np.flatnonzero(fold[train.user_of] == f)
@@ -48,6 +50,8 @@ def teach(
             contexts = [_before(train, int(e)) for e in chunk]
             blocks = [np.float32(weights[n]) * standardise(t.score_all(contexts)) for n, t in fitted.items()]
             total = np.sum(blocks, axis=0)
+            silence = np.sum([block.min(axis=1, keepdims=True) for block in blocks], axis=0)
+            total[total <= silence + SILENCE] = -np.inf
             for row, e in enumerate(chunk):
                 total[row, train.items[train.offsets[train.user_of[e]] : e]] = -np.inf
             k = min(depth, total.shape[1])
@@ -57,7 +61,7 @@ def teach(
             best, scores = np.take_along_axis(best, order, 1), np.take_along_axis(scores, order, 1)
             out[chunk, :k] = np.where(np.isfinite(scores), best, -1)
             done += len(chunk)
-            report(done, train.events)
+            report(done, positions)
     return out
 
 

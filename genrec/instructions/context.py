@@ -4,6 +4,7 @@ OxygenREC's slow thinking (1.4, task c, thin): the behaviour and the tools' sent
 look_for come out. The paper's prompt text is not public; ours is in the top-level `prompts` package, which this
 module does not import: a template is passed in. The kinds line is ours: categories of the history, each weighted
 by recency and by its rarity in the catalogue, which grounds a small model better than a long list of titles.
+The profile line and the time line serve the paper's task a, the query line its task b.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from genrec.contracts import UserContext
+from genrec.instructions.attributes import Attributes
+from genrec.instructions.profile import profile_line, time_line
 from genrec.instructions.text import clean
 
 if TYPE_CHECKING:
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, str]]
 
-FIELDS = ("scenario", "history", "kinds", "trigger", "query", "evidence")  # what a template may ask for
+# What a template may ask for. history: titles alone; items: titles with their labels.
+FIELDS = ("scenario", "time", "profile", "history", "items", "kinds", "trigger", "query", "evidence")
 RECENCY = 0.9  # a category's weight per step back in the history
 TITLE_BYTES, QUERY_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 160, 40
+LABELS_BYTES, PROFILE_BYTES = 80, 320  # the labels of one item; the profile line
 
 
 class Template(Protocol):
@@ -48,6 +53,11 @@ class Template(Protocol):
         """How many of the tools' sentences the prompt shows."""
         ...
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """The names of FIELDS that the prompt shows."""
+        ...
+
     def fill(self, values: Mapping[str, str]) -> Chat:
         """The chat with the values of FIELDS in place; lines whose values are all empty are left out."""
         ...
@@ -56,8 +66,9 @@ class Template(Protocol):
 def context_hash(context: UserContext, catalog: Catalog, prompt_version: str) -> str:
     """sha256 (hex) of everything an instruction is written from, evidence aside: another hash means stale.
 
-    Prompt version, scenario, trigger, query and the history's item identifiers in order; a catalogue whose rows
-    were reordered gives the same hash. Times, weights and the clock do not count.
+    Prompt version, scenario, trigger, query, the history's item identifiers in order and, where there are any, the
+    user's attributes; a catalogue whose rows were reordered gives the same hash. Times, weights and the clock do not
+    count.
     """
     parts = [
         prompt_version,
@@ -65,13 +76,14 @@ def context_hash(context: UserContext, catalog: Catalog, prompt_version: str) ->
         None if context.trigger is None else catalog.item(context.trigger),
         context.query,
         [catalog.item(row) for row in context.history],
+        *([context.attributes] if context.attributes else []),
     ]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
 
 def has_content(context: UserContext) -> bool:
     """Whether there is anything to reason about; without it the generator's learned default serves better."""
-    return bool(context.history or context.trigger is not None or context.query)
+    return bool(context.history or context.trigger is not None or context.query or context.attributes)
 
 
 class PromptWriter:
@@ -85,6 +97,11 @@ class PromptWriter:
     def _rarity(self) -> dict[str, float]:
         counts = Counter(label for labels in self.catalog.categories for label in set(labels))
         return {label: math.log(1 + len(self.catalog) / n) for label, n in counts.items()}
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        """The labels of the catalogue."""
+        return Attributes(self.catalog)
 
     def kinds(self, context: UserContext, n: int = 3) -> list[str]:
         """The n categories that tell most about the history (the trigger counts as newest), cleaned, best first."""
@@ -102,19 +119,28 @@ class PromptWriter:
     def chat(self, context: UserContext, evidence: Sequence[str] = ()) -> Chat:
         """The chat for one context. evidence: the tools' sentences, most important first.
 
-        Every title, query and sentence is cleaned and bounded, so the whole prompt is: at most
-        80 x (template.recent + 1) + 160 x (template.sentences + 2) bytes, with some marks, beyond the template itself.
+        Every title, label, query, attribute and sentence is cleaned and bounded, so the whole prompt is: at most
+        80 x (template.recent + 1) + 160 x (template.sentences + 2) bytes, twice 80 for each of `recent` where titles
+        come with their labels, and 320 for a profile, with some marks, beyond the template itself.
         """
 
         def quoted(text: str, limit: int) -> str:
             return f'"{clean(text, limit)}"'
 
+        def described(row: int) -> str:
+            labels = clean(self.attributes.describe(row), LABELS_BYTES)
+            return quoted(self.catalog.title(row), TITLE_BYTES) + (f" ({labels})" if labels else "")
+
+        asked = self.template.asks
         recent = context.history[-self.template.recent :] if self.template.recent else ()
         known = (clean(sentence, SENTENCE_BYTES) for sentence in evidence[: self.template.sentences])
         return self.template.fill(
             {
                 "scenario": clean(context.scenario, KIND_BYTES),
+                "time": time_line(context) if "time" in asked else "",
+                "profile": clean(profile_line(context, self.attributes), PROFILE_BYTES) if "profile" in asked else "",
                 "history": "; ".join(quoted(self.catalog.title(row), TITLE_BYTES) for row in recent),
+                "items": "; ".join(map(described, recent)) if "items" in asked else "",
                 "kinds": ", ".join(self.kinds(context)),
                 "trigger": "" if context.trigger is None else quoted(self.catalog.title(context.trigger), TITLE_BYTES),
                 "query": quoted(context.query, QUERY_BYTES) if context.query else "",

@@ -8,7 +8,8 @@ to be e times less likely than the worst one it kept. A row without any score sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,40 +55,28 @@ def fuse(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
     return total
 
 
-def fit_weights(
-    blocks: Mapping[str, np.ndarray],
-    targets: np.ndarray,
-    seen: tuple[np.ndarray, np.ndarray],
-    k: int = 10,
-    seed: int = 0,
-) -> dict[str, float]:
-    """The weights with the best mean NDCG@k of the targets, seen items left out; they add up to 1.
+@dataclass(frozen=True)
+class Contenders:
+    """The items that a chunk of B requests is judged by: at most M of them per request, the wanted one among them.
 
-    blocks: raw scores [B, N] per name on validation requests (4,000 are plenty: the caller samples a larger
-    set); targets: int [B]; seen: as `protocol.seen_index(contexts)` gives. The search starts from equal weights. To
-    be cheap it compares a target with the CONTENDERS best items of every block only, which is exact for a catalogue of
-    that size and for larger ones leaves out items that no block puts near its top.
+    ready: standardised scores per block, float32 [B, M]; there: bool [B, M], False where padded; place: int64 [B], the
+    column of the wanted item.
     """
-    if not len(targets):
-        return {name: round(1 / len(blocks), 4) for name in blocks}
-    rows, there = _contenders(blocks, targets, seen)
-    ready = {name: np.take_along_axis(standardise(block), rows, axis=1) for name, block in blocks.items()}
-    place = (rows == targets[:, None]).argmax(axis=1)
-    requests, padding = np.nonzero(~there)
-    ties = tie_numbers(len(targets), seed)
 
-    def quality(scores: np.ndarray) -> float:
-        return float(ndcg(target_ranks(scores, place, (requests, padding), ties), k).mean())
-
-    weights = search_weights(ready, quality, dict.fromkeys(ready, 1.0))
-    whole = sum(weights.values())
-    return {name: round(w / whole, 4) for name, w in weights.items()}
+    ready: dict[str, np.ndarray]
+    there: np.ndarray
+    place: np.ndarray
 
 
-def _contenders(
+def contenders(
     blocks: Mapping[str, np.ndarray], targets: np.ndarray, seen: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows int64 [B, M] that are compared, the target among them, and bool [B, M]: false where a row is padding."""
+) -> Contenders:
+    """The CONTENDERS best unseen items of every block, and the wanted items.
+
+    blocks: raw scores [B, N] per name; targets: int [B]; seen: as `protocol.seen_index(contexts)` gives. Exact for a
+    catalogue of CONTENDERS items; in larger ones it leaves out items that no block puts near its top. Requests that
+    want a seen item are left out: every weight misses them.
+    """
     items = next(iter(blocks.values())).shape[1]
     mask = np.zeros((len(targets), items), dtype=bool)
     depth = min(CONTENDERS, items)
@@ -96,9 +85,40 @@ def _contenders(
         filled[seen] = -np.inf
         np.put_along_axis(mask, np.argpartition(-filled, depth - 1, axis=1)[:, :depth], True, axis=1)
     mask[seen] = False
+    hopeless = np.zeros(len(targets), bool)
+    hopeless[seen[0][seen[1] == targets[seen[0]]]] = True
     mask[np.arange(len(targets)), targets] = True
     rows = np.argsort(~mask, axis=1, kind="stable")[:, : mask.sum(axis=1).max(initial=0)]
-    return rows, np.take_along_axis(mask, rows, axis=1)
+    kept = rows[~hopeless]
+    ready = {n: np.take_along_axis(standardise(block)[~hopeless], kept, axis=1) for n, block in blocks.items()}
+    there = np.take_along_axis(mask[~hopeless], kept, axis=1)
+    return Contenders(ready, there, np.nonzero(kept == targets[~hopeless][:, None])[1])
+
+
+def fit_weights(pieces: Sequence[Contenders], k: int = 10, seed: int = 0) -> dict[str, float]:
+    """The weights of the blocks with the best mean NDCG@k over validation requests; they add up to 1. The search
+    starts from equal weights, which stay where there is no request. Raises ValueError without a piece."""
+    if not pieces:
+        raise ValueError("there is nothing to choose weights on")
+    names = list(pieces[0].ready)
+    most = max(p.there.shape[1] for p in pieces)
+
+    def whole(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.pad(p, ((0, 0), (0, most - p.shape[1]))) for p in parts])
+
+    ready = {name: whole([p.ready[name] for p in pieces]) for name in names}
+    there, place = whole([p.there for p in pieces]), np.concatenate([p.place for p in pieces])
+    if not len(place):
+        return {name: round(1 / len(names), 4) for name in names}
+    requests, columns = np.nonzero(~there)
+    ties = tie_numbers(len(place), seed)
+
+    def quality(scores: np.ndarray) -> float:
+        return float(ndcg(target_ranks(scores, place, (requests, columns), ties), k).mean())
+
+    weights = search_weights(ready, quality, dict.fromkeys(ready, 1.0))
+    total = sum(weights.values())
+    return {name: round(w / total, 4) for name, w in weights.items()}
 
 
 def search_weights(

@@ -39,14 +39,18 @@ def test_ranks_agree_with_a_loop_over_the_items() -> None:
     highest = target_ranks(scores, asked.targets, seen_index(asked.contexts), np.full(len(asked), 1 - 1e-9))
     for b, (context, target) in enumerate(zip(asked.contexts, asked.targets, strict=True)):
         rivals = [i for i in range(scores.shape[1]) if i != target and i not in context.history]
+        if target in context.history:
+            assert lowest[b] == highest[b] == INF
+            continue
         above = sum(scores[b, i] > scores[b, target] for i in rivals)
         assert lowest[b] == above
         assert highest[b] == above + sum(scores[b, i] == scores[b, target] for i in rivals)
 
 
-def test_the_wanted_item_is_ranked_even_if_it_was_seen() -> None:
+def test_a_wanted_item_that_was_seen_is_missed_by_scores_and_by_lists_alike() -> None:
     asked = requests([[2, 0]], [2])
-    assert target_ranks(np.array([[9.0, 1.0, 5.0]]), asked.targets, seen_index(asked.contexts), np.zeros(1)) == [0]
+    assert target_ranks(np.array([[9.0, 1.0, 5.0]]), asked.targets, seen_index(asked.contexts), np.zeros(1)) == [INF]
+    assert rank_lists("s", np.array([[0, 2]]), asked).ranks.tolist() == [INF]
 
 
 def test_the_trigger_is_masked_too() -> None:

@@ -54,6 +54,17 @@ def test_first_events_have_no_proposals_and_seen_items_are_left_out() -> None:
             assert not seen & set(taught[e].tolist())
 
 
+def test_what_no_tool_speaks_of_is_not_proposed() -> None:
+    """After 0 everybody took 1, and nobody took 2, 3 or 4: there is one proposal, not a list filled up by row."""
+    train, catalog = data([[0, 1]] * 20, 5)
+    said: list[tuple[int, int]] = []
+    taught = teach(
+        train, catalog, {"markov": Markov}, {"markov": 1.0}, depth=4, report=lambda done, of: said.append((done, of))
+    )
+    assert (taught[1::2] == [1, -1, -1, -1]).all()
+    assert said[-1] == (20, 20)
+
+
 def test_the_taught_share_of_targets_comes_from_the_proposals() -> None:
     train, _ = data([[0, 1, 2, 3]] * 300, 6)
     taught = np.full((train.events, 4), 5, np.int32)

@@ -10,7 +10,7 @@ from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import seen_index, target_ranks, tie_numbers
 from genrec.tools import fusion
-from genrec.tools.fusion import fit_weights, fuse, search_weights, standardise
+from genrec.tools.fusion import contenders, fit_weights, fuse, search_weights, standardise
 
 NAN, INF = float("nan"), float("inf")
 NOBODY = (np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -78,20 +78,20 @@ def mean_ndcg(blocks: dict[str, np.ndarray], weights: dict[str, float], targets:
 
 def test_the_weights_beat_every_part_and_drop_the_noise() -> None:
     blocks, targets = world()
-    weights = fit_weights(blocks, targets, NOBODY)
+    weights = fit_weights([contenders(blocks, targets, NOBODY)])
     assert sum(weights.values()) == pytest.approx(1, abs=1e-3)
     assert weights["noise"] < 0.1 < min(weights["left"], weights["right"])
     alone = max(mean_ndcg(blocks, {name: 1.0}, targets) for name in blocks)
     equal = mean_ndcg(blocks, dict.fromkeys(blocks, 1.0), targets)
     assert mean_ndcg(blocks, weights, targets) > max(alone, equal)
-    assert fit_weights(blocks, targets, NOBODY) == weights
+    assert fit_weights([contenders(blocks, targets, NOBODY)]) == weights
 
 
 def test_the_contenders_change_nothing_here(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, targets = world()
-    whole = fit_weights(blocks, targets, NOBODY)
+    whole = fit_weights([contenders(blocks, targets, NOBODY)])
     monkeypatch.setattr(fusion, "CONTENDERS", 15)
-    assert fit_weights(blocks, targets, NOBODY) == pytest.approx(whole, abs=0.1)
+    assert fit_weights([contenders(blocks, targets, NOBODY)]) == pytest.approx(whole, abs=0.1)
 
 
 def test_seen_items_do_not_count_against_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +104,10 @@ def test_seen_items_do_not_count_against_a_block(monkeypatch: pytest.MonkeyPatch
     right = np.zeros((requests, items), dtype=np.float32)
     right[:, 20], right[:, 7] = 2, 1
     seen = seen_index([UserContext(history=tuple(range(7)))] * requests)
-    for contenders in (3, 200):
-        monkeypatch.setattr(fusion, "CONTENDERS", contenders)
-        assert fit_weights({"left": left, "right": right}, targets, seen)["left"] > 0.5
-        unseen = fit_weights({"left": left, "right": right}, targets, NOBODY)
+    for depth in (3, 200):
+        monkeypatch.setattr(fusion, "CONTENDERS", depth)
+        assert fit_weights([contenders({"left": left, "right": right}, targets, seen)])["left"] > 0.5
+        unseen = fit_weights([contenders({"left": left, "right": right}, targets, NOBODY)])
         assert unseen["left"] < 0.5
 
 
@@ -116,14 +116,35 @@ def test_sparse_blocks_and_a_single_block_can_be_weighed() -> None:
     beam = np.full(blocks["left"].shape, np.nan, dtype=np.float32)
     best = np.argsort(-blocks["left"], axis=1)[:, :5]
     np.put_along_axis(beam, best, np.take_along_axis(blocks["left"], best, axis=1), axis=1)
-    weights = fit_weights({"beam": beam, "right": blocks["right"]}, targets, NOBODY)
+    weights = fit_weights([contenders({"beam": beam, "right": blocks["right"]}, targets, NOBODY)])
     assert min(weights.values()) > 0.1
-    assert fit_weights({"noise": blocks["noise"]}, targets, NOBODY) == {"noise": 1.0}
+    assert fit_weights([contenders({"noise": blocks["noise"]}, targets, NOBODY)]) == {"noise": 1.0}
+
+
+def test_pieces_give_the_weights_of_the_whole() -> None:
+    blocks, targets = world()
+    whole = contenders(blocks, targets, NOBODY)
+    cuts = [slice(0, 1), slice(1, 130), slice(130, len(targets))]
+    pieces = [contenders({n: b[cut] for n, b in blocks.items()}, targets[cut], NOBODY) for cut in cuts]
+    assert fit_weights(pieces) == fit_weights([whole])
+    with pytest.raises(ValueError, match="nothing to choose"):
+        fit_weights([])
+
+
+def test_requests_that_no_weight_can_serve_have_no_say() -> None:
+    """The wanted item of the first half was seen before: only the second half decides."""
+    blocks, targets = world()
+    half = len(targets) // 2
+    contexts = [UserContext(history=(int(t),) if b < half else ()) for b, t in enumerate(targets)]
+    said = contenders(blocks, targets, seen_index(contexts))
+    assert len(said.place) == len(targets) - half
+    rest = contenders({n: b[half:] for n, b in blocks.items()}, targets[half:], NOBODY)
+    assert fit_weights([said]) == fit_weights([rest])
 
 
 def test_without_validation_requests_all_weights_are_equal() -> None:
     none = np.zeros((0, 9), dtype=np.float32)
-    assert fit_weights({"a": none, "b": none}, np.zeros(0, np.int64), NOBODY) == {"a": 0.5, "b": 0.5}
+    assert fit_weights([contenders({"a": none, "b": none}, np.zeros(0, np.int64), NOBODY)]) == {"a": 0.5, "b": 0.5}
 
 
 def test_the_search_climbs_from_its_start_and_revives_a_silent_part() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,8 +70,21 @@ def test_a_finished_bundle_is_not_made_twice(tiny_bundle: Path, tiny_config: Cal
     assert fit(tiny_config(tiny_bundle), said.append) == tiny_bundle
     assert (tiny_bundle / "bundle.json").stat().st_mtime_ns == before and "already" in said[-1]
     assert time.monotonic() - clock >= 0
-    with pytest.raises(GenrecError, match="other settings"):
+    with pytest.raises(GenrecError, match="other settings or data"):
         fit(tiny_config(tiny_bundle, epochs=4))
+
+
+def test_the_content_of_the_data_decides_what_is_the_same_fit(
+    tiny_bundle: Path, tiny_config: Callable[..., FitConfig], shop_folder: Path, tmp_path: Path
+) -> None:
+    """A copy of the files elsewhere and another pace of checkpoints are the same fit; one line more is not."""
+    copy = shutil.copytree(shop_folder, tmp_path / shop_folder.name)
+    same = tiny_config(tiny_bundle, data=str(copy), embeddings=str(copy / "embeddings.npy"), checkpoint_seconds=1.0)
+    assert fit(same) == tiny_bundle
+    with (copy / "interactions.csv").open("a", encoding="utf-8") as file:
+        file.write("u0,tea-1,1700000000\n")
+    with pytest.raises(GenrecError, match="other settings or data"):
+        fit(same)
 
 
 def test_a_foreign_folder_is_left_alone(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
@@ -85,7 +99,7 @@ def test_a_started_fit_of_other_settings_is_not_mixed_in(tiny_config: Callable[.
     bad = tiny_config(tmp_path / "b", data=str(tmp_path / "missing"))
     with pytest.raises(GenrecError):
         fit(bad)
-    with pytest.raises(GenrecError, match="started fit with other settings"):
+    with pytest.raises(GenrecError, match="started fit of other settings"):
         fit(tiny_config(tmp_path / "b"))
 
 
@@ -136,8 +150,21 @@ def test_the_generator_and_weights_never_saw_the_test_items(
     [
         ({"protocol": "guess"}, "unknown protocol"),
         ({"tools": ("magic",)}, "unknown tool 'magic'"),
+        ({"tools": ("ease", "ease")}, "there twice"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"d_model": 0}, "d_model is 0; it must be a multiple of the 4 attention heads"),
+        ({"d_model": 30}, "d_model is 30; it must be a multiple of the 4 attention heads"),
+        ({"levels": 1}, "levels is 1; it must be at least 2"),
+        ({"codes": 1}, "codes is 1; it must be at least 2"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**31}, "seed is 2147483648; it must be between 0 and"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds is -1.0"),
+        ({"q2i": float("nan")}, "q2i nan"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": float("nan")}, "dropout is nan"),
         ({"teaching": 2.0}, "teaching is 2.0"),
     ],
 )
@@ -168,4 +195,4 @@ def test_own_embeddings_are_checked(tmp_path: Path) -> None:
 
 def test_a_fit_without_tools_leaves_the_generator_alone(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
     bundle = Bundle.load(fit(tiny_config(tmp_path / "alone", tools=(), epochs=1)))
-    assert bundle.tools == {} and set(bundle.weights["fused"]) == {"generator"}
+    assert bundle.tools == {} and set(bundle.fusion("home")["fused"]) == {"generator"}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from genrec.bundle import MANIFEST, STORE, seal
-from genrec.contracts import Instruction
+from genrec.contracts import Instruction, Trace, UserContext
 from genrec.data import read_dataset, save_dataset
 from genrec.errors import GenrecError
 from genrec.instructions import open_store
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.real
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 PATIENCE = 120_000  # milliseconds; nothing here is about speed
+MORE = "Number of items and fusion weights"
 HOSTILE = ' <img src=x onerror="window.obeyed=1"><script>window.obeyed=1</script>${window.obeyed=1}{{obeyed}}'
 STORED = "strong coffee" + HOSTILE
 
@@ -208,7 +212,7 @@ def test_the_item_scenario_has_the_last_item_as_trigger_and_another_can_be_chose
 
 
 def test_number_and_weights_are_obeyed_and_can_be_taken_back(page: Page, site: Site) -> None:
-    page.locator("#weights button").first.click()
+    page.get_by_role("button", name=MORE).click()
     page.locator("#count input[type=number]").fill("3")
     for i in range(len(site.recommender.bundle.tools) + 1):
         page.locator(f"#weight-{i} input[type=number]").fill("0")
@@ -221,8 +225,52 @@ def test_number_and_weights_are_obeyed_and_can_be_taken_back(page: Page, site: S
     expect(page.locator("#listed .legend li")).to_have_text(["generator 1"])
     expect(page.locator("#notice .error")).to_have_count(0)
     page.locator("#reset").click()
-    chosen = sum(w != 0 for w in site.recommender.bundle.weights["fused"].values())
+    chosen = sum(w != 0 for w in site.recommender.bundle.fusion("home")["fused"].values())
     expect(page.locator("#listed .legend li")).to_have_count(chosen)
+
+
+def test_what_is_typed_at_once_is_kept_by_a_slow_browser(page: Page) -> None:
+    """Gradio draws the content of a closed accordion when it opens, and a frame later puts its first values back."""
+    page.evaluate(
+        "() => { window.requestAnimationFrame = act => setTimeout(() => { window.drawn = true; act(0) }, 500) }"
+    )
+    button = page.get_by_role("button", name=MORE)
+    button.click()
+    page.locator("#count input[type=number]").fill("3")
+    page.evaluate("() => { requestAnimationFrame(() => {}) }")
+    page.wait_for_function("window.drawn")
+    page.wait_for_timeout(200)
+    expect(page.locator("#count input[type=number]")).to_have_value("3")
+    button.click()
+    expect(page.locator("#count input[type=number]")).to_be_hidden()
+    page.locator("#go").click()
+    expect(page.locator("#listed .rec")).to_have_count(3)
+
+
+def test_a_slow_answer_does_not_overwrite_the_newest(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, started, ended = site.recommender.recommend, threading.Event(), threading.Event()
+
+    def slow(context: UserContext, k: int = 10, **more: Any) -> Trace:
+        started.set()
+        time.sleep(1 if k == 5 else 0)
+        found = quick(context, k=k, **more)
+        if k == 5:
+            ended.set()
+        return found
+
+    page.get_by_role("button", name=MORE).click()
+    count = page.locator("#count input[type=number]")
+    count.fill("5")
+    count.blur()
+    expect(page.locator("#listed .rec")).to_have_count(5)
+    monkeypatch.setattr(site.recommender, "recommend", slow)
+    page.locator("#go").click()
+    assert started.wait(PATIENCE / 1000)
+    count.fill("3")
+    count.blur()
+    assert ended.wait(PATIENCE / 1000)
+    page.wait_for_timeout(500)
+    expect(page.locator("#listed .rec")).to_have_count(3)
 
 
 def test_an_unknown_user_is_one_clear_line(page: Page) -> None:

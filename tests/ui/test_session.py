@@ -43,10 +43,12 @@ class Asked(Recommender):
             text = STORED.get((user, scenario))
             return Instruction("", (), text) if text else None
 
-        weights = {"fused": {"generator": 0.5, "ease": 0.1234}}
+        def fusion(scenario: str) -> dict[str, dict[str, float]]:
+            return {"fused": {"generator": 0.5, "ease": 0.1234} if scenario == "home" else {"markov": 1.0}}
+
         store = SimpleNamespace(get=get)
         tools = {"ease": None, "markov": None}
-        parts = {"dataset": DATASET, "store": store, "weights": weights, "tools": tools}
+        parts = {"dataset": DATASET, "store": store, "fusion": fusion, "tools": tools}
         self.bundle = cast(Any, SimpleNamespace(**parts, config={"embeddings": embeddings}))
 
     def recommend(self, context: UserContext, k: int = 10, **given: Any) -> Any:
@@ -57,7 +59,8 @@ RECOMMENDER = Asked()
 
 
 def asked(form: Form) -> Any:
-    return ask(RECOMMENDER, replace(form, weights=form.weights or {n: round(w, 2) for n, w in CHOSEN.items()}), CHOSEN)
+    shown = {n: round(w, 2) for n, w in chosen_weights(RECOMMENDER, form.scenario).items()}
+    return ask(RECOMMENDER, replace(form, weights=form.weights or shown))
 
 
 def test_a_user_starts_with_the_own_history_and_the_stored_instruction() -> None:
@@ -162,7 +165,8 @@ def test_without_gradio_the_page_names_the_command_that_installs_it(monkeypatch:
 
 
 def test_weights_are_passed_on_when_a_slider_was_moved() -> None:
-    assert chosen_weights(RECOMMENDER) == CHOSEN
+    assert chosen_weights(RECOMMENDER, "home") == CHOSEN
+    assert chosen_weights(RECOMMENDER, "discovery") == {"generator": 0.0, "ease": 0.0, "markov": 1.0}
     shown = {"generator": 0.5, "ease": 0.12, "markov": 0.0}
     assert weights_given(shown, CHOSEN) is None
     assert weights_given(shown | {"markov": 1.0}, CHOSEN) == {"generator": 0.5, "ease": 0.1234, "markov": 1.0}

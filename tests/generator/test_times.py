@@ -1,0 +1,48 @@
+"""Times between events: known, and not known."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tests_support import tiny_model
+
+from genrec.contracts import UserContext
+from genrec.data.dataset import Sequences
+from genrec.generator import batches
+from genrec.generator.batches import TrainingData
+from genrec.generator.search import make_history
+
+DAY = 86_400.0
+
+
+def test_a_history_without_times_is_not_taken_for_one_day() -> None:
+    timed = UserContext(history=(1, 2, 3), times=(0.0, DAY, DAY))
+    history = make_history([timed, UserContext(history=(1, 2, 3))], 6)
+    assert history.gaps.tolist() == [[0, DAY, 0], [-1, -1, -1]]
+    one_day = make_history([UserContext(history=(1, 2, 3), times=(5.0, 5.0, 5.0))], 6)
+    model = tiny_model()
+    known, unknown = model.encode(one_day), model.encode(make_history([UserContext(history=(1, 2, 3))], 6))
+    assert not torch.allclose(known, unknown)
+
+
+def test_the_longest_known_gap_is_not_the_unknown_one() -> None:
+    model = tiny_model()
+    age = make_history([UserContext(history=(1, 2), times=(0.0, 1e12))], 6)
+    assert not torch.allclose(model.encode(age), model.encode(make_history([UserContext(history=(1, 2))], 6)))
+
+
+def test_some_windows_are_trained_without_times() -> None:
+    users, n = 400, 3
+    train = Sequences(
+        [f"u{i}" for i in range(users)],
+        np.arange(0, users * n + 1, n, dtype=np.int64),
+        np.tile(np.arange(n, dtype=np.int32), users),
+        np.tile(np.arange(n) * DAY, users),
+        np.ones(users * n, np.float32),
+        np.full(users * n, np.nan, np.float32),
+    )
+    data = TrainingData(train, (), {"home": 0}, None, 4)
+    gaps = data.batch(data.windows(6, np.random.default_rng(0)), seed=0).history.gaps
+    untimed = (gaps < 0).all(1)
+    assert 0.5 * batches.UNTIMED < untimed.float().mean() < 2 * batches.UNTIMED
+    assert (gaps[~untimed] == torch.tensor([0.0, DAY])).all()
