@@ -115,6 +115,41 @@ def parser() -> argparse.ArgumentParser:
     _model(one)
     _json(one)
 
+    one = command("worker", commands.worker, "keep the instructions fresh while interactions arrive, stalest first")
+    _bundle(one)
+    one.add_argument(
+        "--data", metavar="SOURCE", help="where interactions arrive (default: what the bundle was fitted on)"
+    )
+    one.add_argument(
+        "--scenario",
+        action="append",
+        metavar="NAME",
+        help="keep one for this scenario; may be repeated (default: home)",
+    )
+    one.add_argument(
+        "--window",
+        type=_positive,
+        default=10,
+        metavar="N",
+        help="new events that make one stale (default: %(default)s)",
+    )
+    one.add_argument(
+        "--max-age", type=_age, default="7d", metavar="AGE", help="stale when older (default: %(default)s)"
+    )
+    one.add_argument(
+        "--expire", type=_age, default="30d", metavar="AGE", help="deleted when older (default: %(default)s)"
+    )
+    one.add_argument(
+        "--tokens", type=_positive, metavar="N", help="tokens per hour, read and generated (default: no bound)"
+    )
+    one.add_argument(
+        "--every", type=_age, default="5m", metavar="AGE", help="a round starts this often (default: %(default)s)"
+    )
+    one.add_argument("--once", action="store_true", help="one round, then end")
+    _prompt(one)
+    _model(one)
+    _json(one)
+
     for name, run, about in (
         ("recommend", commands.recommend, "recommend items to a user, or to anyone by a history"),
         ("trace", commands.trace, "recommend, and show everything that led to it"),
