@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--user", action="append", metavar="ID", help="this user; may be repeated")
     one.add_argument("--scenario", default="home", help="what for (default: %(default)s)")
     one.add_argument(
-        "--prompt", default=commands.PROMPT, help="prompt template, see python -m prompts (default: %(default)s)"
+        "--prompt", help=f"prompt template, see python -m prompts (default: the adapter's own, else {commands.PROMPT})"
     )
     _model(one)
     _json(one)
@@ -167,7 +167,7 @@ def _json(one: argparse.ArgumentParser) -> None:
 def _model(one: argparse.ArgumentParser) -> None:
     backends = ("auto", "vllm", "transformers")
     one.add_argument("--backend", choices=backends, default="auto", help="auto takes vllm where it is installed")
-    one.add_argument("--model", help="language model: a folder or a hub name (default: the packaged SmolLM2-135M)")
+    one.add_argument("--model", help="language model: folder, adapter or hub name (default: the packaged SmolLM2-135M)")
 
 
 def _address(one: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 8}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
-PROMPT = "intent_v1"
+PROMPT = "intent_v1"  # of a model that is no adapter with a prompt of its own
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -44,7 +44,7 @@ def demo(args: argparse.Namespace) -> None:
         recommender = Recommender.load(args.bundle)
         users = recommender.bundle.dataset.sequences.users
         asked = [recommender.context(user=user) for user in users[: args.users]]
-        write_instructions(recommender, asked, args.backend, args.model, PROMPT, report)
+        write_instructions(recommender, asked, args.backend, args.model, None, report)
         found = recommender.recommend(recommender.context(user=users[0]), k=10)
     terminal.show_report(_stored_report(args.bundle))
     terminal.show_trace(found.as_dict(recommender.bundle.dataset.catalog))
@@ -153,7 +153,7 @@ def write_instructions(
     asked: list[UserContext],
     backend: str,
     model: str | None,
-    prompt: str,
+    prompt: str | None,
     report: Callable[[str], None],
 ) -> InstructReport:
     """Instructions for these contexts, with the tools' evidence; the model starts only if one is missing or stale."""
@@ -161,8 +161,9 @@ def write_instructions(
     from genrec.instructions import context_hash, has_content
     from serving.instruct import InstructReport, instruct
     from serving.llm import open_model
+    from serving.models import prompt_of
 
-    bundle, template = recommender.bundle, prompts.load(prompt)
+    bundle, template = recommender.bundle, prompts.load(prompt or prompt_of(model) or PROMPT)
     names = sorted(bundle.tools, key=lambda name: -bundle.fusion(HOME)["floors"].get(name, 0.0))
 
     def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
