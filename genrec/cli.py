@@ -104,8 +104,14 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--user", action="append", metavar="ID", help="this user; may be repeated")
     one.add_argument("--scenario", default="home", help="what for (default: %(default)s)")
     one.add_argument(
-        "--prompt", help=f"prompt template, see python -m prompts (default: the adapter's own, else {commands.PROMPT})"
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="the I-th of N parts of the users, for N jobs at once",
     )
+    one.add_argument("--expire", type=_age, metavar="AGE", help="first delete what is older: 30d, 12h, 45m, 90s")
+    _prompt(one)
     _model(one)
     _json(one)
 
@@ -158,6 +164,13 @@ def _bundle(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--bundle", type=Path, default=commands.DEMO_BUNDLE, help="the bundle's folder (default: %(default)s)"
     )
+    one.add_argument(
+        "--store",
+        default=os.environ.get("GENREC_STORE") or None,
+        metavar="PLACE",
+        help="the instruction store: a file, or redis://HOST:PORT/DB?prefix=NAME (default: $GENREC_STORE, else the "
+        "bundle's own file)",
+    )
 
 
 def _json(one: argparse.ArgumentParser) -> None:
@@ -167,7 +180,22 @@ def _json(one: argparse.ArgumentParser) -> None:
 def _model(one: argparse.ArgumentParser) -> None:
     backends = ("auto", "vllm", "transformers")
     one.add_argument("--backend", choices=backends, default="auto", help="auto takes vllm where it is installed")
-    one.add_argument("--model", help="language model: folder, adapter or hub name (default: the packaged SmolLM2-135M)")
+    one.add_argument(
+        "--model",
+        help="language model: folder, adapter or hub name (default: the packaged SmolLM2-135M); its name at an --endpoint",
+    )
+    one.add_argument(
+        "--endpoint", metavar="URL", help="an OpenAI-compatible server, such as vllm serve; its key in GENREC_API_KEY"
+    )
+    one.add_argument(
+        "--concurrency", type=_positive, default=32, metavar="N", help="requests to it at once (default: %(default)s)"
+    )
+
+
+def _prompt(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--prompt", help=f"prompt template, see python -m prompts (default: the adapter's own, else {commands.PROMPT})"
+    )
 
 
 def _address(one: argparse.ArgumentParser) -> None:
@@ -219,6 +247,28 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """(I, N) out of "I/N", 1 <= I <= N."""
+    shard, _, shards = text.partition("/")
+    if not (shard.isdecimal() and shards.isdecimal() and 0 < int(shard) <= int(shards)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard like 1/4, ..., 4/4")
+    return int(shard), int(shards)
+
+
+def _age(text: str) -> float:
+    """Seconds out of "30d", "12h", "45m" or "90s"."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    if text[-1:] not in units or not text[:-1].isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no age like 30d, 12h, 45m or 90s")
+    return float(int(text[:-1]) * units[text[-1]])
 
 
 def _port(text: str) -> int:

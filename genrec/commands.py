@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from genrec.data import Dataset
     from genrec.recommender import Recommender
     from serving.instruct import InstructReport
+    from serving.llm import Backend
 
 DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 8}  # and what differs from the defaults of FitConfig
@@ -41,10 +42,10 @@ def demo(args: argparse.Namespace) -> None:
             from training.fit import fit as make
 
             make(FitConfig(out=args.bundle, **DEMO_FIT), report)
-        recommender = Recommender.load(args.bundle)
+        recommender = Recommender.load(args.bundle, args.store)
         users = recommender.bundle.dataset.sequences.users
         asked = [recommender.context(user=user) for user in users[: args.users]]
-        write_instructions(recommender, asked, args.backend, args.model, None, report)
+        write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report)
         found = recommender.recommend(recommender.context(user=users[0]), k=10)
     terminal.show_report(_stored_report(args.bundle))
     terminal.show_trace(found.as_dict(recommender.bundle.dataset.catalog))
@@ -57,8 +58,11 @@ def demo(args: argparse.Namespace) -> None:
 def data(args: argparse.Namespace) -> None:
     """Loads a data source, which checks it, and describes it."""
     from genrec.data import load_dataset, save_dataset
+    from genrec.io import check_writable
 
     with terminal.work("reading") as report:
+        if args.save:
+            check_writable(args.save)
         dataset = load_dataset(args.source)
         if args.save:
             save_dataset(dataset, args.save)
@@ -133,11 +137,17 @@ def fit(args: argparse.Namespace) -> None:
 def instruct(args: argparse.Namespace) -> None:
     """Runs the near-line batch job over users of a bundle."""
     with terminal.work("instruct") as report:
-        recommender = _load(args.bundle)
+        from serving.instruct import CHUNK, in_shard
+
+        recommender = _load(args)
+        store = recommender.bundle.store
         users = args.user or recommender.bundle.dataset.sequences.users[: args.users]
-        asked = [recommender.context(user=user, scenario=args.scenario) for user in users]
-        done = write_instructions(recommender, asked, args.backend, args.model, args.prompt, report)
-    store = recommender.bundle.store
+        shard, shards = args.shard
+        asked = [recommender.context(user=u, scenario=args.scenario) for u in users if in_shard(u, shard - 1, shards)]
+        if args.expire is not None:
+            report(f"{store.expire(time.time() - args.expire):,} old instructions expired")
+        chunk = max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK
+        done = write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report, chunk)
     if args.json:
         speeds = {"instructions_per_second": done.instructions_per_second, "tokens_per_second": done.tokens_per_second}
         terminal.show_json(dataclasses.asdict(done) | speeds | {"stored": store.count()})
@@ -148,37 +158,47 @@ def instruct(args: argparse.Namespace) -> None:
             terminal.say(f"for {context.user}: {found.look_for} (written by {found.model})")
 
 
+def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[[], Backend]:
+    """What opens the language model that the flags of `_model` in cli.py describe."""
+
+    def make() -> Backend:
+        from serving.llm import open_model
+
+        return open_model(args.backend, args.model, report=report, endpoint=args.endpoint, concurrency=args.concurrency)
+
+    return make
+
+
+def prompt_of(args: argparse.Namespace) -> str:
+    """The prompt that was asked for, else the one that an adapter was trained with, else PROMPT."""
+    from serving import models
+
+    return getattr(args, "prompt", None) or models.prompt_of(args.model) or PROMPT
+
+
 def write_instructions(
     recommender: Recommender,
     asked: list[UserContext],
-    backend: str,
-    model: str | None,
-    prompt: str | None,
+    prompt: str,
+    open_engine: Callable[[], Backend],
     report: Callable[[str], None],
+    chunk: int = 64,
 ) -> InstructReport:
     """Instructions for these contexts, with the tools' evidence; the model starts only if one is missing or stale."""
     import prompts
-    from genrec.instructions import context_hash, has_content
-    from serving.instruct import InstructReport, instruct
-    from serving.llm import open_model
-    from serving.models import prompt_of
+    from genrec.instructions import has_content
+    from serving.instruct import InstructReport, instruct, stale, tool_evidence
 
-    bundle, template = recommender.bundle, prompts.load(prompt or prompt_of(model) or PROMPT)
-    names = sorted(bundle.tools, key=lambda name: -bundle.fusion(HOME)["floors"].get(name, 0.0))
-
-    def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
-        said = [bundle.tools[name].retrieve(contexts, 5) for name in names]
-        return [[tool[i].sentence for tool in said if len(tool[i].items)] for i in range(len(contexts))]
-
-    catalog = bundle.dataset.catalog
-    able = [c for c in asked if has_content(c)]
-    hashes = {(c.user or "", c.scenario): context_hash(c, catalog, template.version) for c in able}
-    if not bundle.store.stale(hashes):
+    bundle, template = recommender.bundle, prompts.load(prompt)
+    able = [context for context in asked if has_content(context)]
+    if not stale(able, bundle.dataset.catalog, template, bundle.store):
         report(f"instructions: {len(able)} users are up to date")
         return InstructReport(len(asked), current=len(able), empty=len(asked) - len(able))
-    engine = open_model(backend, model, report=report)
+    bundle.store.put_many(())  # say so before the model starts, where it cannot be written
+    engine = open_engine()
     try:
-        return instruct(asked, catalog, engine, template, bundle.store, evidence=evidence, report=report)
+        evidence = tool_evidence(bundle)
+        return instruct(asked, bundle.dataset.catalog, engine, template, bundle.store, chunk, evidence, report)
     finally:
         engine.close()
 
@@ -202,15 +222,15 @@ def trace(args: argparse.Namespace) -> None:
     (terminal.show_json if args.json else terminal.show_trace)(found.as_dict(recommender.bundle.dataset.catalog))
 
 
-def _load(folder: Path) -> Recommender:
+def _load(args: argparse.Namespace) -> Recommender:
     from genrec.recommender import Recommender
 
-    return Recommender.load(folder)
+    return Recommender.load(args.bundle, args.store)
 
 
 def _ask(args: argparse.Namespace) -> tuple[Recommender, Trace]:
     with terminal.work("recommending"):
-        recommender = _load(args.bundle)
+        recommender = _load(args)
         context = recommender.context(args.user, args.history, args.scenario, args.trigger, args.query)
         return recommender, recommender.recommend(context, args.k, args.instruction, args.allow, args.deny)
 
@@ -223,11 +243,13 @@ def evaluate(args: argparse.Namespace) -> None:
         raise GenrecError(f"the stored table is of {HOME}: give --again to measure --scenario {args.scenario}")
     if len(args.bundle) > 1 and not args.again:
         raise GenrecError("several bundles have no stored table together: give --again too")
+    from genrec.bundle import Bundle
+
     if args.again:
         found = _measure(args.bundle, args.out, args.scenario)
     else:
         with terminal.work("checking"):
-            _load(args.bundle[0])
+            Bundle.load(args.bundle[0])
         found = _stored_report(args.bundle[0])
     if args.json:
         terminal.show_json(found)
@@ -236,13 +258,16 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _measure(folders: list[Path], out: Path | None, scenario: str) -> dict[str, Any]:
-    from genrec.io import read_json
+    from genrec.io import check_writable, read_json
 
+    if out:
+        check_writable(out)
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
+        from genrec.bundle import Bundle
         from training.evaluate import evaluate_bundles
         from training.fit import SPLITS
 
-        bundles, folder = [_load(path).bundle for path in folders], out or Path(temporary)
+        bundles, folder = [Bundle.load(path) for path in folders], out or Path(temporary)
         first = bundles[0]
         for path, parts in zip(folders[1:], bundles[1:], strict=True):
             for name in ("data", "inputs", "protocol"):
@@ -269,7 +294,7 @@ def ui(args: argparse.Namespace) -> None:
     _need_gradio()
     from ui.app import launch
 
-    launch(args.bundle, args.host, args.port)
+    launch(args.bundle, args.host, args.port, args.store)
 
 
 def _need_gradio() -> None:

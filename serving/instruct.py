@@ -3,50 +3,61 @@
 Contexts are taken in fixed chunks in the order given. A chunk is generated whole and committed in one transaction,
 so what a killed job leaves is exactly the chunks it finished, and the next run asks for the others alone, in the
 same batches. Who is up to date (same context hash) is skipped; a reply that does not follow the schema is asked for
-once more, and then replaced by the plain instruction, marked by its model "template". All of it is counted.
+once more, and then replaced by the plain instruction, marked by its model "template", as is one whose prompt does not
+fit the model. All of it is counted.
+
+Several jobs may share the users between them: `in_shard` deals each user to exactly one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from genrec.contracts import Instruction, UserContext
+from genrec.contracts import HOME, Instruction, UserContext
 from genrec.errors import GenrecError
 from genrec.instructions.context import Chat, PromptWriter, Template, context_hash, has_content
 from genrec.instructions.parse import parse
 from genrec.instructions.plain import plain_instruction
 from genrec.instructions.store import InstructionStore, Key
-from serving.llm import Backend
+from serving.llm import Backend, PromptTooLong
 
 if TYPE_CHECKING:
+    from genrec.bundle import Bundle
     from genrec.data.dataset import Catalog
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 96  # a reply at the schema's bounds has about 90
 REMINDER = "\nAnswer with the JSON object alone: situation, intents, look_for. Keep each short."
+CHUNK = 64
 
 EvidenceOf = Callable[[list[UserContext]], list[Sequence[str]]]
 
 
 @dataclass(frozen=True)
 class InstructReport:
-    """What a run did. asked = current + empty + written; retried replies are either right then or replaced.
+    """What a run did. asked = current + empty + written + elsewhere + waiting.
 
-    current: already up to date. empty: nothing to reason about, nothing stored. replaced: written as the plain
-    instruction. prompt_tokens counts shared prefixes every time. seconds: wall time, the model's start not included.
+    current: already up to date. empty: nothing to reason about, nothing stored. elsewhere: another worker is at it.
+    waiting: for the next hour's budget. retried replies are either right then or replaced. replaced: written as the
+    plain instruction. failures: calls to the model that failed and were repeated. prompt_tokens counts shared prefixes
+    every time. seconds: wall time, the model's start not included.
     """
 
     asked: int
     current: int = 0
     empty: int = 0
     written: int = 0
+    elsewhere: int = 0
+    waiting: int = 0
     retried: int = 0
     replaced: int = 0
+    failures: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
@@ -61,13 +72,98 @@ class InstructReport:
         return self.output_tokens / self.seconds if self.seconds else 0.0
 
     def line(self) -> str:
-        """One line for people."""
+        """One line for people, also while it goes on."""
+        done = self.current + self.empty + self.written
+        others = [
+            f", {n:,} {what}"
+            for n, what in (
+                (self.current, "up to date"),
+                (self.empty, "without history"),
+                (self.elsewhere, "left to another worker"),
+                (self.waiting, "waiting for the budget"),
+                (self.retried, "asked again"),
+                (self.replaced, "replaced by the template"),
+                (self.failures, "failed calls repeated"),
+            )
+            if n
+        ]
         return (
-            f"{self.current + self.empty + self.written}/{self.asked} users: {self.written} written, "
-            f"{self.current} up to date, {self.empty} without history, {self.retried} asked again, "
-            f"{self.replaced} replaced by the template; {self.instructions_per_second:.2f} instructions/s, "
-            f"{self.tokens_per_second:.0f} tokens/s"
+            f"instructions: {done:,} of {self.asked:,} users, {self.written:,} written{''.join(others)}; "
+            f"{self.instructions_per_second:.2f} instructions/s, {self.tokens_per_second:.0f} tokens/s, "
+            f"{self.prompt_tokens:,} tokens read, {self.output_tokens:,} generated"
         )
+
+
+class ChunkWriter:
+    """Writes chunks of instructions: prompts, model, check, second chance, plain fallback, one transaction.
+
+    evidence: the tools' sentences for a list of contexts, most important first, called once a chunk. clock: unix
+    seconds, for Instruction.created. written, retried, replaced: counts over all chunks, as in InstructReport.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        model: Backend,
+        template: Template,
+        store: InstructionStore,
+        evidence: EvidenceOf | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.prompts = PromptWriter(catalog, template)
+        self.model, self.store, self.evidence, self.clock = model, store, evidence, clock
+        self.written = self.retried = self.replaced = 0
+        self._before = (model.failures, model.prompt_tokens, model.output_tokens)
+        self._begun = time.perf_counter()
+
+    def write(self, contexts: Sequence[UserContext]) -> None:
+        """Generates the instructions of these contexts and stores them. Raises GenrecError when the model cannot
+        answer or the store cannot be written; nothing of the chunk is stored then."""
+        chats = ask(contexts, self.prompts, self.evidence)
+        replies = self._replies(chats, MAX_TOKENS)
+        parsed = [self._parse(reply) for reply in replies]
+        again = [i for i, reply in enumerate(replies) if reply is not None and parsed[i] is None]
+        if again:
+            # The same prompt would give the same reply: the second one is reminded, and has room for twice as much.
+            second = self._replies([reminded(chats[i]) for i in again], 2 * MAX_TOKENS, needed=False)
+            for i, text in zip(again, second, strict=True):
+                parsed[i] = self._parse(text)
+        now = self.clock()
+        self.store.put_many(
+            (*key(c), sign(i, c, self.prompts, self.model.name, now)) for c, i in zip(contexts, parsed, strict=True)
+        )
+        self.written += len(contexts)
+        self.retried += len(again)
+        self.replaced += sum(instruction is None for instruction in parsed)
+
+    def report(self, asked: int, **counts: int) -> InstructReport:
+        """What has been done since this writer was made."""
+        failures, read, generated = self._before
+        return InstructReport(
+            asked,
+            **counts,
+            written=self.written,
+            retried=self.retried,
+            replaced=self.replaced,
+            failures=self.model.failures - failures,
+            prompt_tokens=self.model.prompt_tokens - read,
+            output_tokens=self.model.output_tokens - generated,
+            seconds=time.perf_counter() - self._begun,
+        )
+
+    def _parse(self, reply: str | None) -> Instruction | None:
+        return None if reply is None else parse(reply, self.prompts.template.schema)
+
+    def _replies(self, chats: list[Chat], max_tokens: int, needed: bool = True) -> list[str | None]:
+        """One reply per chat; None for a prompt that does not fit the model. Where none fits and some are needed, the
+        model is not made for this prompt: PromptTooLong."""
+        try:
+            return list(self.model.generate(chats, dict(self.prompts.template.schema), max_tokens))
+        except PromptTooLong as error:
+            if needed and not any(reply is not None for reply in error.replies):
+                raise
+            logger.warning("%s", error)
+            return error.replies
 
 
 def instruct(
@@ -76,7 +172,7 @@ def instruct(
     model: Backend,
     template: Template,
     store: InstructionStore,
-    chunk: int = 64,
+    chunk: int = CHUNK,
     evidence: EvidenceOf | None = None,
     report: Callable[[str], None] = logger.info,
     clock: Callable[[], float] = time.time,
@@ -84,78 +180,85 @@ def instruct(
     """Writes an instruction for every context that needs one, and says after each chunk how it goes.
 
     contexts: each with a user; one for each user and scenario. chunk: how many are generated and committed together;
-    the same chunk gives the same batches and so the same texts. evidence: the tools' sentences for a list of
-    contexts, most important first, called once a chunk. clock: unix seconds, for Instruction.created.
+    the same chunk gives the same batches and so the same texts. evidence, clock: see ChunkWriter.
     Raises GenrecError for a context without user or a user and scenario given twice, before anything is generated.
     """
     if chunk < 1:
         raise GenrecError(f"chunk is {chunk}; it must be at least 1")
-    _check(contexts)
-    writer = PromptWriter(catalog, template)
-    done, started = InstructReport(asked=len(contexts)), time.perf_counter()
-    tokens = (model.prompt_tokens, model.output_tokens)
+    check_contexts(contexts)
+    writer = ChunkWriter(catalog, model, template, store, evidence, clock)
+    current = empty = 0
     for start in range(0, len(contexts), chunk):
-        part = list(contexts[start : start + chunk])
+        part = contexts[start : start + chunk]
         able = [context for context in part if has_content(context)]
-        hashes = {_key(context): context_hash(context, catalog, template.version) for context in able}
-        stale = set(store.stale(hashes))
-        todo = [context for context in able if _key(context) in stale]
+        todo = stale(able, catalog, template, store)
         if todo:
-            written, retried, replaced = _write(todo, writer, model, evidence)
-            now = clock()
-            store.put_many(
-                (*key, replace(i, prompt_version=template.version, context_hash=hashes[key], created=now))
-                for key, i in zip(map(_key, todo), written, strict=True)
-            )
-            done = replace(done, retried=done.retried + retried, replaced=done.replaced + replaced)
-        done = replace(
-            done,
-            current=done.current + len(able) - len(todo),
-            empty=done.empty + len(part) - len(able),
-            written=done.written + len(todo),
-            prompt_tokens=model.prompt_tokens - tokens[0],
-            output_tokens=model.output_tokens - tokens[1],
-            seconds=time.perf_counter() - started,
-        )
-        report(done.line())
-    return done
+            writer.write(todo)
+        current += len(able) - len(todo)
+        empty += len(part) - len(able)
+        report(writer.report(len(contexts), current=current, empty=empty).line())
+    return writer.report(len(contexts), current=current, empty=empty)
 
 
-def _write(
-    contexts: list[UserContext], writer: PromptWriter, model: Backend, evidence: EvidenceOf | None
-) -> tuple[list[Instruction], int, int]:
-    """One instruction per context, with how many were asked for again and how many were replaced."""
-    schema = dict(writer.template.schema)
-    sentences = evidence(contexts) if evidence else [()] * len(contexts)
-    chats = [writer.chat(context, said) for context, said in zip(contexts, sentences, strict=True)]
-    replies = [parse(text, schema) for text in model.generate(chats, schema, MAX_TOKENS)]
-    again = [i for i, reply in enumerate(replies) if reply is None]
-    if again:
-        # The same prompt would give the same reply: the second one is reminded, and has room for twice as much.
-        for i, text in zip(
-            again, model.generate([_reminded(chats[i]) for i in again], schema, 2 * MAX_TOKENS), strict=True
-        ):
-            replies[i] = parse(text, schema)
-    written = [
-        replace(reply, model=model.name) if reply else plain_instruction(context, writer)
-        for context, reply in zip(contexts, replies, strict=True)
-    ]
-    return written, len(again), sum(reply is None for reply in replies)
+def stale(
+    contexts: Iterable[UserContext], catalog: Catalog, template: Template, store: InstructionStore
+) -> list[UserContext]:
+    """The contexts, in order, that have no instruction or one that was written from something else."""
+    by_key = {key(context): context for context in contexts}
+    hashes = {k: context_hash(context, catalog, template.version) for k, context in by_key.items()}
+    return [by_key[k] for k in store.stale(hashes)]
 
 
-def _reminded(chat: Chat) -> Chat:
+def ask(contexts: Sequence[UserContext], prompts: PromptWriter, evidence: EvidenceOf | None) -> list[Chat]:
+    """One chat per context, with the tools' evidence."""
+    sentences = evidence(list(contexts)) if evidence else [()] * len(contexts)
+    return [prompts.chat(context, said) for context, said in zip(contexts, sentences, strict=True)]
+
+
+def reminded(chat: Chat) -> Chat:
+    """The chat of a second try."""
     return [*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + REMINDER}]
 
 
-def _key(context: UserContext) -> Key:
+def sign(reply: Instruction | None, context: UserContext, prompts: PromptWriter, model: str, now: float) -> Instruction:
+    """The instruction as it is stored, with its provenance; the plain one in place of a reply that is None."""
+    written = plain_instruction(context, prompts) if reply is None else replace(reply, model=model)
+    return replace(
+        written,
+        prompt_version=prompts.template.version,
+        context_hash=context_hash(context, prompts.catalog, prompts.template.version),
+        created=now,
+        events=len(context.history),
+    )
+
+
+def tool_evidence(bundle: Bundle) -> EvidenceOf:
+    """The sentences of a bundle's tools, those with the greatest weight in the floors' fusion first."""
+    names = sorted(bundle.tools, key=lambda name: -bundle.fusion(HOME)["floors"].get(name, 0.0))
+
+    def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
+        said = [bundle.tools[name].retrieve(contexts, 5) for name in names]
+        return [[tool[i].sentence for tool in said if len(tool[i].items)] for i in range(len(contexts))]
+
+    return evidence
+
+
+def key(context: UserContext) -> Key:
+    """What an instruction for this context is stored under."""
     return context.user or "", context.scenario
 
 
-def _check(contexts: Sequence[UserContext]) -> None:
+def in_shard(user: str, shard: int, shards: int) -> bool:
+    """Whether this user belongs to shard 0, 1, ... of so many: the same one on every host and in every run."""
+    return zlib.crc32(user.encode()) % shards == shard
+
+
+def check_contexts(contexts: Sequence[UserContext]) -> None:
+    """Raises GenrecError for a context without user, and for a user and scenario given twice."""
     seen: set[Key] = set()
     for position, context in enumerate(contexts):
         if not context.user:
             raise GenrecError(f"context {position} has no user; an instruction is stored by user and scenario")
-        if _key(context) in seen:
+        if key(context) in seen:
             raise GenrecError(f"user {context.user!r} is given twice for scenario {context.scenario!r}")
-        seen.add(_key(context))
+        seen.add(key(context))

@@ -20,7 +20,7 @@ import pytest
 from genrec import commands, terminal
 from genrec.bundle import FORMAT
 from genrec.cli import main, parser
-from training.config import PACKAGED, PROTOCOLS, TOOLS, FitConfig
+from training.config import HEADS, PACKAGED, PROTOCOLS, TOOLS, FitConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "data", "fit", "instruct", "recommend", "trace", "eval", "ui")
@@ -137,11 +137,13 @@ def test_fit_has_a_flag_for_every_setting() -> None:
 
 
 def test_the_settings_name_what_exists() -> None:
+    from genrec.generator.config import GeneratorConfig
     from genrec.tokenizer import embeddings
     from genrec.tools import FLOORS
     from training.fit import SPLITS
 
     assert tuple(FLOORS) == TOOLS and tuple(SPLITS) == PROTOCOLS and embeddings.PACKAGED == PACKAGED
+    assert GeneratorConfig().heads == HEADS
 
 
 def test_demo_settings_are_settings() -> None:
@@ -195,6 +197,22 @@ def test_bad_data_is_one_line(events: str, items: str | None, says: str, tmp_pat
     assert says in error_of(capsys, "fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("rating", ["", "5"])
+def test_data_of_which_nobody_has_enough_is_described_but_not_fitted(
+    rating: str, tmp_path: Path, capsys: Capture
+) -> None:
+    lines = [f"{user},{item},{day},{rating}" for user in "abc" for day, item in enumerate("xy")]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user,item,timestamp,rating", *lines]) + "\n")
+    found = json_of(capsys, "data", str(tmp_path))
+    assert found["users"] == 3 and "has none" in found["splits"]["leave-one-out"]["error"]
+    ask = ("fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert "leave-one-out needs users with 3 events" in error_of(capsys, *ask)
+    with (tmp_path / "interactions.csv").open("a") as more:
+        more.writelines(f"{user},z,9,{rating}\n" for user in "abc")
+    assert "no user of" in (said := error_of(capsys, *ask)) and "2 events left to train on" in said
+    assert not (tmp_path / "out.work" / "done" / "data").exists()  # the next fit reads the mended data
+
+
 # -- fit --------------------------------------------------------------------------------------------
 
 SMALL = ("--epochs=1", "--d-model=16", "--layers=1", "--codes=8")
@@ -210,6 +228,54 @@ def test_fit_makes_the_bundle_that_recommend_reads(shop_folder: Path, tmp_path: 
     out, err = capsys.readouterr()
     assert "is there already" in err and "genrec fused" in out and "genrec recommend --bundle" in out
     assert "other settings" in error_of(capsys, "fit", *flags, "--seed=1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--d-model=30"], "d_model is 30"),
+        (["--seed=-1"], "seed is -1"),
+        (["--learning-rate=0"], "learning_rate is 0.0"),
+        (["--epochs=0"], "epochs is 0"),
+        (["--tools=ease,ease"], "name each once"),
+        (["--out=."], "names no folder"),
+        (["--out=/"], "names no folder"),
+        (["--out=FILE"], "exists and is no bundle"),
+        (["--out=FILE/bundle"], "cannot write"),
+        (["--out=/proc/bundle"], "cannot write /proc"),
+        (["--embeddings=none.npy"], "none.npy: no such file"),
+        (["--instructions=none.parquet"], "none.parquet: no such file"),
+    ],
+)
+def test_wrong_settings_are_said_before_the_data_is_read(
+    flags: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    import training.fit
+
+    monkeypatch.setattr(training.fit, "load_dataset", lambda _: pytest.fail("the data was read"))
+    (tmp_path / "FILE").write_text("mine")
+    flags = [flag.replace("FILE", str(tmp_path / "FILE")) for flag in flags]
+    assert says in error_of(capsys, "fit", "--data", "shop", "--out", str(tmp_path / "out"), *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_a_folder_for_results_is_tried_before_the_work(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    import genrec.data
+    import training.instructions
+
+    (tmp_path / "FILE").write_text("mine")
+    wrong = str(tmp_path / "FILE" / "out")
+    for module in (genrec.data, training.instructions):
+        monkeypatch.setattr(module, "load_dataset", lambda _: pytest.fail("the data was read"))
+    assert "cannot write" in error_of(capsys, "data", "shop", "--save", wrong)
+    monkeypatch.setattr(commands, "_load", lambda _: pytest.fail("the bundle was read"))
+    assert "cannot write" in error_of(capsys, "eval", "--bundle", str(tiny_bundle), "--again", "--out", wrong)
+    assert training.instructions.main(["--data", "shop", "--out", f"{wrong}/told.parquet"]) == 2
+    assert training.instructions.main(["--data", "shop", "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 2 and "cannot write" in err and "is a folder" in err
 
 
 def test_ctrl_c_ends_a_fit_with_130_and_it_goes_on(shop_folder: Path, tmp_path: Path) -> None:
@@ -353,7 +419,7 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     assert (done["current"], done["written"], done["stored"]) == (3, 0, 3) and len(scripted) == 1
     assert main(["instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u9"]) == 0
     out = capsys.readouterr().out
-    assert "2/2 users: 1 written, 1 up to date" in out and "for u1: green tea (written by scripted)" in out
+    assert "2 of 2 users, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
 
 
@@ -406,7 +472,7 @@ def test_demo_ends_in_the_page(
     monkeypatch.setattr(ui.app, "launch", lambda *arguments: served.append(arguments))
     assert main(["demo", "--bundle", str(own_bundle), "--users", "0", "--port", "7999"]) == 0
     assert main(["ui", "--bundle", str(tiny_bundle), "--host", "0.0.0.0"]) == 0
-    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860)] and scripted == []
+    assert [s[1:] for s in served] == [("127.0.0.1", 7999), ("0.0.0.0", 7860, None)] and scripted == []
     assert served[0][0].bundle.folder == own_bundle and served[1][0] == tiny_bundle
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from genrec.errors import GenrecError
 PACKAGED = "packaged"  # as genrec.tokenizer.embeddings has it
 PROTOCOLS = ("leave-one-out", "rolling", "chronological")  # the keys of training.fit.SPLITS
 TOOLS = ("popularity", "itemknn", "ease", "markov", "content")  # the keys of genrec.tools.FLOORS
+HEADS = 4  # the attention heads of genrec.generator.config
+MAX_SEED = 2**31 - 1000  # faiss counts in 32 bits, one further a level
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,21 @@ class FitConfig:
         unknown = [name for name in self.tools if name not in TOOLS]
         if unknown:
             raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(TOOLS)}")
-        for name in ("epochs", "d_model", "layers", "positions", "max_history", "levels", "codes"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.retrieved < 0 or self.recent < 1 or self.q2i < 0:
+        if len(set(self.tools)) < len(self.tools):
+            raise GenrecError(f"a tool is there twice in {', '.join(self.tools)}; name each once")
+        for names, least in ((("epochs", "layers", "positions", "max_history"), 1), (("levels", "codes"), 2)):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.d_model < HEADS or self.d_model % HEADS:
+            raise GenrecError(f"d_model is {self.d_model}; it must be a multiple of the {HEADS} attention heads")
+        if not 0 <= self.seed < MAX_SEED:
+            raise GenrecError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - 1:,}")
+        if not 0 < self.learning_rate < math.inf:
+            raise GenrecError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not self.checkpoint_seconds >= 0:
+            raise GenrecError(f"checkpoint_seconds is {self.checkpoint_seconds}; it must be at least 0")
+        if self.retrieved < 0 or self.recent < 1 or not 0 <= self.q2i < math.inf:
             raise GenrecError(
                 f"retrieved is {self.retrieved}, recent {self.recent}, q2i {self.q2i}; they must be at least 0, 1 and 0"
             )

@@ -35,10 +35,10 @@ from genrec.data import (
     save_dataset,
     target_mask,
 )
-from genrec.data.scenarios import queries
+from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, digest, read_json, write_json, write_text
+from genrec.io import atomic, check_writable, digest, read_json, write_json, write_text
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -66,6 +66,8 @@ class Fit:
     def __init__(self, config: FitConfig, report: Report) -> None:
         self.config, self.report = config, report
         self.out = Path(config.out)
+        if self.out.name in ("", ".."):
+            raise GenrecError(f"--out {config.out} names no folder of its own; give the bundle a name")
         self.work = self.out.with_name(self.out.name + ".work")
         self.folder = self.work / "bundle"
 
@@ -89,15 +91,18 @@ class Fit:
                 self.report(f"{self.out} is there already, made with the same settings")
                 return self.out
             raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
-        if self.out.exists() and any(self.out.iterdir()):
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
         started = self.work / "config.json"
         if started.exists() and read_json(started) != identity:
             raise GenrecError(
                 f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"
             )
+        for path in filter(None, (self.config.embeddings, self.config.instructions)):
+            if not Path(path).is_file():
+                raise GenrecError(f"{path}: no such file")
         quiet()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self.folder)
         write_json(started, identity)
         self.stage("data", self.data)
         self.dataset = read_dataset(self.folder / "data")
@@ -124,6 +129,11 @@ class Fit:
 
     def data(self) -> str:
         dataset = load_dataset(self.config.data)
+        split = SPLITS[self.config.protocol](dataset)  # what cannot be fitted is refused before anything is kept
+        if split.train.lengths.max() < 2:
+            raise GenrecError(
+                f"no user of {dataset.name} has 2 events left to train on after the {self.config.protocol} split"
+            )
         save_dataset(dataset, self.folder / "data")
         s = dataset.sequences
         return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"
@@ -181,19 +191,17 @@ class Fit:
         return f"{', '.join(weights)} propose {taught.shape[1]} items at each position"
 
     def embed_queries(self) -> str:
-        """Query embeddings for the search scenario: words of each title, and the narrowest category."""
+        """Query embeddings for the search scenario, as many for each item as the item with most ways to ask has."""
         if self.config.embeddings or "search" not in self.dataset.scenarios:
             return "none: own embeddings have no text encoder" if self.config.embeddings else "none: items have no text"
-        catalog = self.dataset.catalog
-        leaves = [path[-1] if path else "" for path in catalog.categories]
-        texts = [*queries(catalog), *leaves]
-        unique = sorted(set(texts) - {""})
+        ways = ways_to_ask(self.dataset.catalog)
+        unique = sorted({text for texts in ways for text in texts})
         embedder = TextEmbedder(self.config.embedder)
         vectors = embedder(unique, lambda n, of: self.report(f"queries: {n:,} of {of:,}"))
         table = np.concatenate([vectors, np.full((1, vectors.shape[1]), np.nan, np.float32)])
-        place = {text: i for i, text in enumerate(unique)}
-        rows = np.array([place.get(t, -1) for t in texts]).reshape(2, -1).T
-        save_embeddings(self.work / "queries", table[rows].reshape(len(catalog), -1))
+        place, most = {text: i for i, text in enumerate(unique)}, max(map(len, ways))
+        rows = [[place[texts[v % len(texts)]] if texts else -1 for v in range(most)] for texts in ways]
+        save_embeddings(self.work / "queries", table[np.array(rows)].reshape(len(ways), -1))
         return f"{len(unique):,} distinct queries"
 
     def embed_instructions(self) -> str:
@@ -220,7 +228,9 @@ class Fit:
         from genrec.generator.batches import ScenarioTask, TrainingData
 
         path = self.work / "queries" / "embeddings.safetensors"
-        table = load_embeddings(path.parent).reshape(len(self.dataset.catalog), 2, -1) if path.exists() else None
+        table = None
+        if path.exists():
+            table = load_embeddings(path.parent).reshape(len(self.dataset.catalog), -1, model.config.text_dim)
         tasks = []
         for name in self.dataset.scenarios:
             about = SCENARIOS[name]

@@ -30,6 +30,7 @@ from genrec.instructions import InstructionStore, open_store
 from genrec.instructions.context import PromptWriter, has_content
 from genrec.instructions.plain import MODEL, plain_instruction
 from genrec.instructions.timeline import Timeline
+from genrec.io import check_writable
 from serving.instruct import instruct
 from serving.llm import Backend, open_model
 from serving.models import prompt_of
@@ -109,10 +110,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
     args = parser.parse_args(argv)
     try:
-        prompt = args.prompt or prompt_of(args.model) or "intent_v1"
+        check_writable(args.out.parent)
+        if args.out.is_dir():
+            raise GenrecError(f"{args.out} is a folder; --out names the file to write")
         if args.shuffle:
             timeline = Timeline.load(args.shuffle).shuffled(args.seed)
         else:
+            prompt = args.prompt or prompt_of(args.model) or "intent_v1"
             dataset = load_dataset(args.data)
             asked = points(dataset, SPLITS[args.protocol](dataset), args.window, args.windows)
             sys.stderr.write(f"{len(asked):,} instructions for {len(dataset.sequences):,} users\n")

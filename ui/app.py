@@ -59,9 +59,12 @@ def build(recommender: Recommender) -> gr.Blocks:
     return page
 
 
-def launch(bundle_path: Path | str, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serves the page over a bundle until it is interrupted. Raises GenrecError (bad bundle, port in use)."""
-    serve(Recommender.load(bundle_path), host, port)
+def launch(
+    bundle_path: Path | str, host: str = "127.0.0.1", port: int = 7860, instructions: Path | str | None = None
+) -> None:
+    """Serves the page over a bundle until it is interrupted. instructions: see Bundle.load. Raises GenrecError (bad
+    bundle, port in use)."""
+    serve(Recommender.load(bundle_path, instructions), host, port)
 
 
 def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> gr.Blocks:

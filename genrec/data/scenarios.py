@@ -34,6 +34,7 @@ HEAD_SHARE = 0.8  # of the training events
 FAVOURITE_SHARE = 0.8  # of the highest rating
 QUERY_WORDS = 3
 QUERY_CHARACTERS = 60
+CATEGORIES = 3
 SMALL_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
 
 
@@ -112,7 +113,7 @@ def target_mask(scenario: Scenario, train: Sequences, catalog: Catalog) -> np.nd
     if scenario.trigger:
         mask[train.offsets[:-1][train.lengths > 0]] = False
     if scenario.query:
-        mask &= np.array([bool(q) for q in queries(catalog)])[train.items]
+        mask &= np.array([bool(q) for q in queries(catalog)], bool)[train.items]
     return mask
 
 
@@ -129,10 +130,10 @@ def eval_set(evalset: EvalSet, scenario: Scenario, dataset: Dataset, train: Sequ
         raise ValueError("these requests do not hold whole histories of this data set")
     keep = _qualifies(scenario, s, train, dataset.catalog)[positions]
     if scenario.trigger:
-        keep &= np.array([len(c.history) > 0 for c in evalset.contexts])
+        keep &= np.array([len(c.history) > 0 for c in evalset.contexts], bool)
     query = queries(dataset.catalog) if scenario.query else []
     if scenario.query:
-        keep &= np.array([bool(query[t]) for t in evalset.targets])
+        keep &= np.array([bool(query[t]) for t in evalset.targets], bool)
     kept = evalset.take(np.flatnonzero(keep))
     contexts = [
         replace(
@@ -154,6 +155,17 @@ def queries(catalog: Catalog) -> list[str]:
     for title, path in zip(catalog.table["title"].to_pylist(), catalog.categories, strict=True):
         words = _words(title) or (_words(path[-1]) if path else [])
         out.append(" ".join(words[:QUERY_WORDS])[:QUERY_CHARACTERS])
+    return out
+
+
+def ways_to_ask(catalog: Catalog) -> list[list[str]]:
+    """What people may type for each item, for training: its query (see `queries`), its title, and the CATEGORIES
+    narrowest parts of its category path; distinct, at most QUERY_CHARACTERS each, empty for an item without text."""
+    out = []
+    titles = catalog.table["title"].to_pylist()
+    for query, title, path in zip(queries(catalog), titles, catalog.categories, strict=True):
+        texts = [query, (title or "").lower(), *(part.lower() for part in path[: -CATEGORIES - 1 : -1])]
+        out.append(list(dict.fromkeys(t[:QUERY_CHARACTERS].strip() for t in texts if t.strip())))
     return out
 
 

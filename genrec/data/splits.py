@@ -38,6 +38,8 @@ def leave_one_out(dataset: Dataset) -> Split:
     """
     s = dataset.sequences
     asked = s.lengths >= 3
+    if not asked.any():
+        raise GenrecError(f"leave-one-out needs users with 3 events; {dataset.name} has none")
     short = int((~asked).sum())
     note = "leave-one-out: last item test, the one before validation"
     if short:
@@ -90,6 +92,10 @@ def chronological(dataset: Dataset, validation: float = 0.1, test: float = 0.1) 
         raise GenrecError(f"{dataset.name} has too few different timestamps for a chronological split")
     first = np.zeros(s.events, bool)
     first[s.offsets[:-1][s.lengths > 0]] = True
+    if not ((part == 1) & ~first).any() or not ((part == 2) & ~first).any():
+        raise GenrecError(
+            f"a chronological split asks users who have events before; {dataset.name} has none in its last shares"
+        )
     note = f"chronological: cuts at unix {cuts[0]:.0f} and {cuts[1]:.0f}"
     if cold := int((first & (part > 0)).sum()):
         note += f"; {cold} events that are their user's first are not asked for"

@@ -176,6 +176,7 @@ class GeneratorModel(PreTrainedModel):
             constants[f"node_code_{level}"] = trie.codes[level].to(self.device)
             constants[f"first_{level}"] = trie.child_start[level].to(self.device)
             constants[f"count_{level}"] = trie.child_count[level].to(self.device)
+            constants[f"leaf_start_{level + 1}"] = trie.leaf_start[level + 1].to(self.device)
         constants["leaf_items"] = trie.leaf_items.to(self.device)
         constants["path"] = trie.path.to(self.device)
         for name, value in constants.items():

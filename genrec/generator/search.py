@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genrec.contracts import UserContext
 from genrec.errors import GenrecError
 from genrec.generator.layers import MASKED
-from genrec.generator.model import GeneratorModel, History, Request
+from genrec.generator.model import GeneratorModel, History, Request, SearchState
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,36 @@ def make_request(
     return Request(scenario, trigger, vectors, given)
 
 
-def allowed_counts(model: GeneratorModel, allowed: Tensor, level: int) -> Tensor:
-    """How many allowed items lie below each node of a level: allowed bool [B, N] -> float [B, nodes]."""
-    nodes = len(getattr(model, f"node_code_{level - 1}"))
-    counts = torch.zeros(allowed.shape[0], nodes, device=allowed.device)
-    return counts.index_add_(1, model.path[:, level], allowed.float())
+@dataclass(frozen=True)
+class Followed:
+    """The beams that the decoder must still follow: a node with a single item below it leads there with
+    probability 1, whatever the decoder says.
+
+    beams: int64 [B, V], those of each user, the first ones repeated where another user has more. place: int64 [B, W],
+    where in `beams` each beam stands, and anywhere for those that are decided.
+    """
+
+    beams: Tensor
+    place: Tensor
+
+    @classmethod
+    def among(cls, model: GeneratorModel, level: int, nodes: Tensor) -> Followed:
+        """nodes: int64 [B, W] of a level."""
+        start = getattr(model, f"leaf_start_{level}")
+        open_ = start[nodes + 1] - start[nodes] > 1
+        most = max(1, int(open_.sum(1).max()))
+        return cls((~open_).int().argsort(dim=1, stable=True)[:, :most], (open_.cumsum(1) - 1).clamp(min=0))
+
+    def step(self, model: GeneratorModel, state: SearchState, level: int, nodes: Tensor, past: Tensor) -> Tensor:
+        """Feed the codes of `nodes`, of `level` + 1: the decoder's outputs [B, W, d], arbitrary where decided.
+
+        past: int64 [B, W], where the beam that each one grew from stood among those followed before.
+        """
+        for layer in state.layers:
+            layer.reorder(past.gather(1, self.beams))
+        codes = getattr(model, f"node_code_{level}")[nodes.gather(1, self.beams)]
+        hidden = model.advance(state, level, codes)
+        return hidden.gather(1, self.place.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 @torch.no_grad()
@@ -89,23 +115,26 @@ def beam_search(
     hidden = state.hidden
     batch = hidden.shape[0]
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=hidden.device)
-    scores = torch.zeros(batch, 1, device=hidden.device)
+    scores, place = torch.zeros(batch, 1, device=hidden.device), nodes
+    if allowed is not None:  # allowed leaves before each leaf
+        before = F.pad(allowed[:, model.leaf_items].cumsum(1, dtype=torch.int32), (1, 0))
     for level in range(model.config.levels):
         values = model.child_scores(level, hidden, nodes) + scores.unsqueeze(-1)  # [B, W, C]
         first, width_here = getattr(model, f"first_{level}"), values.shape[-1]
         if allowed is not None:
-            open_nodes = allowed_counts(model, allowed, level + 1) > 0
+            start = getattr(model, f"leaf_start_{level + 1}")
             child = first[nodes].unsqueeze(-1) + torch.arange(width_here, device=nodes.device)
-            legal = open_nodes.gather(1, child.clamp(max=open_nodes.shape[1] - 1).flatten(1))
+            child = child.clamp(max=len(start) - 2).flatten(1)
+            legal = before.gather(1, start[child + 1]) > before.gather(1, start[child])
             values = values.masked_fill(~legal.view_as(values), MASKED)
         scores, choice = values.flatten(1).topk(min(width, values[0].numel()), 1)
         parent = choice // width_here
         dead = scores <= MASKED / 2
         nodes = (first[nodes].gather(1, parent) + choice % width_here).masked_fill(dead, 0)
         if level < model.config.levels - 1:
-            for layer in state.layers:
-                layer.reorder(parent)
-            hidden = model.advance(state, level, getattr(model, f"node_code_{level}")[nodes])
+            followed = Followed.among(model, level + 1, nodes)
+            hidden = followed.step(model, state, level, nodes, place.gather(1, parent))
+            place = followed.place
     items = model.leaf_items[nodes].masked_fill(dead, -1)
     return Beam(items, scores.masked_fill(dead, -torch.inf))
 
@@ -116,12 +145,14 @@ def score_items(model: GeneratorModel, history: History, request: Request, items
     rows = items.clamp(min=0)
     state = model.begin(history, request)
     hidden = state.hidden.expand(-1, rows.shape[1], -1)
-    total = torch.zeros(rows.shape, device=rows.device)
+    total, place = torch.zeros(rows.shape, device=rows.device), torch.zeros_like(rows)
     for level in range(model.config.levels):
         above, node = model.path[rows, level], model.path[rows, level + 1]
         values = model.child_scores(level, hidden, above)
         slot = node - getattr(model, f"first_{level}")[above]
         total = total + values.gather(-1, slot.unsqueeze(-1))[..., 0]
         if level < model.config.levels - 1:
-            hidden = model.advance(state, level, model.item_codes[rows, level])
+            followed = Followed.among(model, level + 1, node)
+            hidden = followed.step(model, state, level, node, place)
+            place = followed.place
     return total.masked_fill(items < 0, -torch.inf)

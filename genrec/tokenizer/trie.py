@@ -75,6 +75,12 @@ class Trie:
         return tuple(torch.cumsum(c, 0) - c for c in self.child_count)
 
     @cached_property
+    def leaf_start(self) -> tuple[Tensor, ...]:
+        """Per level 0..L: int64 [nodes + 1]; the leaves below node n are leaf_start[n] .. leaf_start[n + 1] - 1."""
+        counts = [torch.bincount(self.path[:, i], minlength=self.size(i)) for i in range(self.levels + 1)]
+        return tuple(torch.cat([c.new_zeros(1), c.cumsum(0)]) for c in counts)
+
+    @cached_property
     def children(self) -> tuple[Tensor, ...]:
         """Per level 0..L-1: int64 [nodes, most children], padded with -1."""
         tables = []

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from genrec.data import Dataset, from_arrow, leave_one_out, read_dataset, save_dataset
+from genrec.data import Dataset, from_arrow, read_dataset, save_dataset
 from genrec.data.store import FILES, MANIFEST
 from genrec.errors import GenrecError
 
@@ -49,7 +49,6 @@ def test_users_without_events_stay(data: Dataset, tmp_path: Path) -> None:
     emptied = replace(data, sequences=data.sequences.keep(np.array([False, True, True])))
     save_dataset(emptied, tmp_path)
     assert read_dataset(tmp_path).sequences.lengths.tolist() == [0, 2]
-    assert leave_one_out(read_dataset(tmp_path)).train.lengths.tolist() == [0, 2]
 
 
 def test_saving_twice_gives_the_same_bytes(data: Dataset, tmp_path: Path) -> None:

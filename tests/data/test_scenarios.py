@@ -10,7 +10,7 @@ import pytest
 
 from genrec.data import SCENARIOS, Dataset, eval_set, from_arrow, leave_one_out, scenario, scenarios_for, target_mask
 from genrec.data.dataset import Sequences
-from genrec.data.scenarios import favourite_from, queries, tail_items
+from genrec.data.scenarios import favourite_from, queries, tail_items, ways_to_ask
 from genrec.errors import GenrecError
 
 ITEMS = pa.table(
@@ -64,6 +64,12 @@ def test_queries_skip_small_words_unless_there_are_no_others() -> None:
     table = pa.table({"item": ["a", "b"], "title": ["Silence of the Lambs, The (Part II)", "Of the"]})
     got = from_arrow(pa.table({"user": ["u"], "item": ["a"], "timestamp": [1]}), table)
     assert queries(got.catalog) == ["silence lambs part", "of the"]
+
+
+def test_ways_to_ask_are_the_query_the_title_and_the_narrowest_categories() -> None:
+    table = pa.table({"item": ["a", "b"], "title": ["The Big Red Lantern", None], "category": ["A|B|C|D", None]})
+    got = from_arrow(pa.table({"user": ["u"], "item": ["a"], "timestamp": [1]}), table)
+    assert ways_to_ask(got.catalog) == [["big red lantern", "the big red lantern", "d", "c", "b"], []]
 
 
 def test_queries_are_bounded() -> None:
@@ -157,3 +163,10 @@ def test_eval_set_refuses_cut_histories() -> None:
         )
         with pytest.raises(ValueError, match="whole histories"):
             eval_set(cut, SCENARIOS["home"], d, split.train)
+
+
+def test_no_request_qualifies_where_there_is_none() -> None:
+    d = data()
+    split = leave_one_out(d)
+    nobody = split.test.take(np.zeros(0, np.int64))
+    assert [len(eval_set(nobody, s, d, split.train)) for s in SCENARIOS.values()] == [0] * len(SCENARIOS)

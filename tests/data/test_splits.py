@@ -51,6 +51,17 @@ def test_leave_one_out() -> None:
     assert "fewer" not in leave_one_out(data(U0)).note
 
 
+def test_a_split_that_asks_nobody_is_refused() -> None:
+    short = data(U1, [("c", 1), ("d", 9)])
+    with pytest.raises(GenrecError, match="leave-one-out needs users with 3 events"):
+        leave_one_out(short)
+    with pytest.raises(GenrecError, match="rolling over 10 positions needs users with 12 events"):
+        rolling(data(U0))
+    newcomers = data([("a", 1), ("b", 2)], [("c", 3)], [("d", 4)], [("e", 5)])
+    with pytest.raises(GenrecError, match="a chronological split asks users who have events before"):
+        chronological(newcomers, 0.2, 0.2)
+
+
 def test_contexts_hold_times_and_weights_and_no_clock() -> None:
     context = leave_one_out(data(U0)).test.contexts[0]
     assert context.times == (1 * DAY, 2 * DAY, 2.5 * DAY, 9.99 * DAY)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from genrec.contracts import Instruction, UserContext
 from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore, context_hash, open_store
-from serving.instruct import MAX_TOKENS, REMINDER, InstructReport, instruct
+from genrec.instructions.schema import violation
+from serving.instruct import MAX_TOKENS, REMINDER, InstructReport, in_shard, instruct
 from serving.llm import Chat, Scripted
+from serving.llm.base import generate_fitting
 
 TEMPLATE = prompts.load("intent_v1")
 CATALOG = Catalog(
@@ -45,7 +48,7 @@ def test_every_user_gets_an_instruction_with_its_provenance(tmp_path: Path) -> N
         assert done.output_tokens > 0 and done.prompt_tokens > done.output_tokens and done.seconds > 0
         digest = context_hash(CONTEXTS[3], CATALOG, TEMPLATE.version)
         assert store.get("u3", "home") == Instruction(
-            "s", ("i",), "like Film 4", "", "scripted", TEMPLATE.version, digest, 7.0
+            "s", ("i",), "like Film 4", "", "scripted", TEMPLATE.version, digest, 7.0, 2
         )
         assert store.count() == 10
 
@@ -117,7 +120,7 @@ def test_progress_is_reported_after_each_chunk(tmp_path: Path) -> None:
     lines: list[str] = []
     with open_store(tmp_path / "s.sqlite") as store:
         instruct(CONTEXTS, CATALOG, Scripted(echo), TEMPLATE, store, chunk=4, report=lines.append)
-    assert [line.split(" users")[0] for line in lines] == ["4/10", "8/10", "10/10"]
+    assert [line.split(" users")[0] for line in lines] == [f"instructions: {n} of 10" for n in (4, 8, 10)]
     assert "10 written" in lines[-1] and "instructions/s" in lines[-1] and "tokens/s" in lines[-1]
 
 
@@ -126,6 +129,110 @@ def test_a_chunk_that_fails_leaves_the_ones_before(tmp_path: Path) -> None:
         with pytest.raises(IndexError):
             run(store, Scripted([echo([{"content": f'"Film {n}"'}]) for n in range(6)]))
         assert store.count() == 4
+
+
+class Narrow(Scripted):
+    """A model that takes short prompts only: its bound is on the last turn's length."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(echo, "narrow")
+        self.limit = limit
+
+    def generate(self, chats: list[Chat], schema: object = None, max_tokens: int = 160) -> list[str]:
+        fits = [len(chat[-1]["content"]) <= self.limit for chat in chats]
+        return generate_fitting(chats, fits, lambda fitting: super(Narrow, self).generate(fitting), "too long a prompt")
+
+
+def test_a_prompt_that_is_too_long_gets_the_template_and_stops_nobody(tmp_path: Path) -> None:
+    long = [replace(c, history=c.history * 4) if n % 3 == 1 else c for n, c in enumerate(CONTEXTS)]
+    with open_store(tmp_path / "s.sqlite") as store:
+        model = Narrow(70)
+        done = run(store, model, long)
+        assert (done.written, done.replaced, done.retried, len(model.calls)) == (10, 3, 0, 7)
+        assert [i.model for _, _, i in store.all()] == ["narrow", "template", "narrow"] * 3 + ["narrow"]
+        assert run(store, model, long).current == 10
+
+
+def test_a_model_that_no_prompt_fits_is_an_error(tmp_path: Path) -> None:
+    with open_store(tmp_path / "s.sqlite") as store:
+        with pytest.raises(GenrecError, match="too long a prompt"):
+            run(store, Narrow(10))
+        assert store.count() == 0
+
+
+def test_a_changed_schema_makes_everything_stale_and_its_old_replies_invalid(tmp_path: Path) -> None:
+    for name in ("intent_v1.md", "intent_v1.schema.json"):
+        shutil.copy(prompts.FOLDER / name, tmp_path / name)
+    schema = json.loads((tmp_path / "intent_v1.schema.json").read_text())
+    schema["properties"]["look_for"]["minLength"] = 12
+    (tmp_path / "intent_v1.schema.json").write_text(json.dumps(schema))
+    changed = prompts.read(tmp_path / "intent_v1.md")
+
+    def model_of_old_schema(chat: Chat) -> str:
+        return echo(chat) if chat[-1]["content"].endswith(REMINDER) else echo(chat).replace("like Film", "F")
+
+    with open_store(tmp_path / "s.sqlite") as store:
+        assert run(store, Scripted(model_of_old_schema)).retried == 0
+        model = Scripted(model_of_old_schema)
+        done = instruct(CONTEXTS, CATALOG, model, changed, store)
+        assert (done.written, done.current, done.retried, done.replaced) == (10, 0, 10, 10)
+        assert {(i.model, i.prompt_version) for _, _, i in store.all()} == {("template", changed.version)}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "{",
+        "null",
+        "[1, 2]",
+        '{"situation": "s"}',
+        '{"situation": 1, "intents": [], "look_for": {}}',
+        "\ud800",
+        "{" * 9000,
+    ],
+    ids=["empty", "cut", "null", "list", "drift", "types", "surrogate", "deep"],
+)
+def test_whatever_the_model_says_what_is_stored_follows_the_schema(reply: str, tmp_path: Path) -> None:
+    with open_store(tmp_path / "s.sqlite") as store:
+        done = run(store, Scripted(lambda _: reply))
+        assert (done.written, done.retried, done.replaced) == (10, 10, 10)
+        for _, _, i in store.all():
+            value = {"situation": i.situation, "intents": list(i.intents), "look_for": i.look_for}
+            assert violation(value, TEMPLATE.schema) is None
+
+
+def test_shards_share_the_users_between_them(tmp_path: Path) -> None:
+    dealt = [[c for c in CONTEXTS if in_shard(c.user or "", n, 3)] for n in range(3)]
+    assert sorted(c.user or "" for part in dealt for c in part) == sorted(c.user or "" for c in CONTEXTS)
+    assert all(part for part in dealt)
+    with open_store(tmp_path / "s.sqlite") as store, open_store(tmp_path / "whole.sqlite") as whole:
+        models = [Scripted(echo) for _ in dealt]
+        for part, model in zip(dealt, models, strict=True):
+            run(store, model, part)
+        run(whole, Scripted(echo))
+        assert sum(len(model.calls) for model in models) == 10 and store.all() == whole.all()
+
+
+def test_a_store_that_cannot_be_written_is_found_before_the_model_is_asked_twice(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    path.write_bytes(b"SQLite format 3\0 and then nothing of the kind" * 9)
+    with open_store(path) as store:
+        model = Scripted(echo)
+        with pytest.raises(GenrecError, match="damaged"):
+            run(store, model)
+        assert model.calls == []
+
+
+def test_failed_calls_are_counted_and_said(tmp_path: Path) -> None:
+    class Failing(Scripted):
+        def generate(self, chats: list[Chat], schema: object = None, max_tokens: int = 160) -> list[str]:
+            self.failures += 2
+            return super().generate(chats)
+
+    with open_store(tmp_path / "s.sqlite") as store:
+        done = run(store, Failing(echo))
+        assert done.failures == 6 and "6 failed calls repeated" in done.line()
 
 
 def test_bad_requests_are_refused_before_anything_is_generated(tmp_path: Path) -> None:
@@ -138,4 +245,4 @@ def test_bad_requests_are_refused_before_anything_is_generated(tmp_path: Path) -
         with pytest.raises(GenrecError, match="chunk is 0"):
             run(store, model, chunk=0)
         assert model.calls == [] and store.count() == 0
-        assert run(store, model, []) == InstructReport(asked=0)
+        assert replace(run(store, model, []), seconds=0.0) == InstructReport(asked=0)

@@ -1,4 +1,5 @@
-"""The batch job killed with SIGKILL at random moments and started again: the same store as without a kill."""
+"""1,000 instructions by a batch job that is killed with SIGKILL at random moments and started again: the same store
+as without a kill. `pytest -s` prints the figures."""
 
 import random
 import signal
@@ -7,11 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import prompts
 from genrec.contracts import Instruction
+from genrec.instructions.schema import violation
 from genrec.instructions.sqlite_store import SQLiteStore
 
 ROOT = Path(__file__).parents[2]
-USERS, CHUNK = 150, 16
+USERS, CHUNK = 1000, 50
 CHILD = """
 import hashlib, json, os, signal, sys, threading, time
 from pathlib import Path
@@ -24,6 +27,7 @@ from serving.instruct import instruct
 from serving.llm import Scripted
 
 path, moment, at, users, chunk = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+log = os.open(path + ".calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 passed = dict.fromkeys(("generate", "row", "chunk"), 0)
 
 def pass_by(where):
@@ -33,7 +37,8 @@ def pass_by(where):
 
 def reply(chat):
     pass_by("generate")
-    time.sleep(0.001)
+    os.write(log, b".")
+    time.sleep(0.0005)
     chosen = chat[-1]["content"].split("\\n")[1]
     digest = hashlib.sha256(chosen.encode()).hexdigest()
     if digest[0] in "01":  # for the reminder too
@@ -81,22 +86,27 @@ def test_a_killed_and_restarted_job_gives_the_same_result(tmp_path: Path) -> Non
     assert child(whole).returncode == 0
     expected = content(whole)
     assert len(expected) == USERS and {i.model for _, _, i in expected} == {"scripted", "template"}
+    schema = prompts.load("intent_v1").schema
+    values = ({"situation": i.situation, "intents": list(i.intents), "look_for": i.look_for} for _, _, i in expected)
+    assert [value for value in values if violation(value, schema)] == []
 
     draw = random.Random()
     moments = [
         ("generate", draw.randint(1, CHUNK)),  # before anything is there
         ("row", draw.randint(1, CHUNK)),  # inside a transaction
-        ("chunk", draw.randint(1, 2)),  # right after a commit
-        ("row", draw.randint(CHUNK + 1, 2 * CHUNK)),
-        ("timer", draw.randint(1, 120)),  # anywhere; it may also be over by then
-        ("generate", draw.randint(1, CHUNK)),
+        ("chunk", draw.randint(1, 4)),  # right after a commit
+        ("row", draw.randint(CHUNK + 1, 4 * CHUNK)),
+        ("timer", draw.randint(1, 400)),  # anywhere; it may also be over by then
+        ("generate", draw.randint(1, 4 * CHUNK)),
+        ("chunk", draw.randint(1, 4)),
     ]
-    before = 0
+    before = kills = 0
     for moment, at in moments:
         ended = child(killed, moment, at)
         if ended.returncode == 0 and moment == "timer":
             before = USERS
             break
+        kills += 1
         assert ended.returncode == -signal.SIGKILL, (moment, at, ended.stderr)
         found = content(killed) if killed.is_file() and killed.stat().st_size else []
         assert len(found) % CHUNK == 0 and len(found) >= before, (moment, at)  # whole chunks, none lost
@@ -106,3 +116,6 @@ def test_a_killed_and_restarted_job_gives_the_same_result(tmp_path: Path) -> Non
     assert last.returncode == 0, last.stderr
     assert last.stdout == f"[{USERS}, {USERS - before}, {before}, 40]"  # none written twice
     assert content(killed) == expected
+    calls, needed = (Path(f"{path}.calls").stat().st_size for path in (killed, whole))
+    print(f"{USERS} instructions, {kills} kills, {calls} calls of the model where {needed} are needed")
+    assert needed <= calls <= needed + kills * 2 * CHUNK  # a kill costs its own chunk at most, with second tries

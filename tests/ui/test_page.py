@@ -231,7 +231,9 @@ def test_number_and_weights_are_obeyed_and_can_be_taken_back(page: Page, site: S
 
 def test_what_is_typed_at_once_is_kept_by_a_slow_browser(page: Page) -> None:
     """Gradio draws the content of a closed accordion when it opens, and a frame later puts its first values back."""
-    page.evaluate("() => { window.requestAnimationFrame = act => setTimeout(() => { window.drawn = true; act(0) }, 500) }")
+    page.evaluate(
+        "() => { window.requestAnimationFrame = act => setTimeout(() => { window.drawn = true; act(0) }, 500) }"
+    )
     button = page.get_by_role("button", name=MORE)
     button.click()
     page.locator("#count input[type=number]").fill("3")
