@@ -182,7 +182,7 @@ def _model(one: argparse.ArgumentParser) -> None:
     one.add_argument("--backend", choices=backends, default="auto", help="auto takes vllm where it is installed")
     one.add_argument(
         "--model",
-        help="language model: folder, adapter or hub name (default: the packaged SmolLM2-135M); its name at an --endpoint",
+        help="language model: folder, adapter or hub name (default: packaged SmolLM2-135M); its name at an --endpoint",
     )
     one.add_argument(
         "--endpoint", metavar="URL", help="an OpenAI-compatible server, such as vllm serve; its key in GENREC_API_KEY"
