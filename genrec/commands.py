@@ -136,6 +136,8 @@ def fit(args: argparse.Namespace) -> None:
 
 def instruct(args: argparse.Namespace) -> None:
     """Runs the near-line batch job over users of a bundle."""
+    if twice := [user for i, user in enumerate(args.user or []) if user in args.user[:i]]:
+        raise GenrecError(f"user {twice[0]!r} is given twice; name each once")
     with terminal.work("instruct") as report:
         from serving.instruct import CHUNK, in_shard
 

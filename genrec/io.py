@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,19 @@ def read_json(path: Path) -> Any:
         raise GenrecError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GenrecError(f"{path} is not valid JSON ({error}); it may be cut off") from None
+
+
+def check_shape(path: Path, value: Any, shape: Mapping[str, type]) -> dict[str, Any]:
+    """The value read from `path` as an object whose fields have these types. Raises GenrecError naming the first that
+    has not."""
+    if not isinstance(value, dict):
+        raise GenrecError(f"{path} is damaged: it holds no JSON object")
+    for name, kind in shape.items():
+        if name not in value:
+            raise GenrecError(f"{path} is damaged: {name!r} is missing")
+        if not isinstance(value[name], kind) or isinstance(value[name], bool) is not (kind is bool):
+            raise GenrecError(f"{path} is damaged: {name!r} is not of type {kind.__name__}")
+    return value
 
 
 def sha256(path: Path) -> str:

@@ -423,6 +423,13 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
 
 
+def test_a_user_given_twice_is_refused_before_the_model_starts(
+    own_bundle: Path, scripted: list[str], capsys: Capture
+) -> None:
+    ask = ("instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u2", "--user", "u1")
+    assert "user 'u1' is given twice" in error_of(capsys, *ask) and scripted == []
+
+
 def test_the_prompt_holds_what_the_tools_say(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
