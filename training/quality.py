@@ -1,6 +1,7 @@
 """How good the thinkers' texts are, each writer at the same points: the validation request of every user.
 
-    python -m training.quality --data ml-100k --writers template packaged ml-100k-v1 --out docs/results/instructions
+    python -m training.quality --data ml-100k --writers template packaged ml-100k-v1 \\
+        --out docs/results/instruction-text
 
 A writer is `template` (no model), `packaged` (the packaged model as it is, with few-shot examples) or what --model
 takes elsewhere: a shipped adapter, a folder, a hub name. An adapter is asked with its own prompt. What is measured is
