@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from serving.llm import Backend
 
 DEMO_BUNDLE = Path("bundles/ml-100k")
-DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 8}  # and what differs from the defaults of FitConfig
+DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 16}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
 PROMPT = "intent_v1"  # of a model that is no adapter with a prompt of its own
 
