@@ -172,6 +172,15 @@ def test_data_describes_a_source(shop_folder: Path, capsys: Capture) -> None:
     assert "leave-one-out" in out and "The start page" in out and "Tea number 0. tea" in out
 
 
+def test_data_counts_duplicates_and_ties_and_keeps_them(tmp_path: Path, capsys: Capture) -> None:
+    lines = ["a,x,5", "a,x,5", "b,y,5", "a,y,5", "a,x,5", "a,x,9", "b,x,5", "b,y,6"]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
+    found = json_of(capsys, "data", str(tmp_path))
+    assert (found["events"], found["duplicate_events"], found["tied_events"]) == (8, 2, 4)
+    assert main(["data", str(tmp_path)]) == 0
+    assert "duplicate events" in capsys.readouterr().out
+
+
 def test_data_saves_what_it_checked(shop_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     first = json_of(capsys, "data", str(shop_folder), "--save", str(tmp_path / "kept"))
     again = json_of(capsys, "data", str(tmp_path / "kept"))
