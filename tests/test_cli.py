@@ -548,6 +548,22 @@ def test_only_json_is_on_stdout(capfd: pytest.CaptureFixture[str], monkeypatch: 
     assert json.loads(out) == {"ok": "é"} and all(said in err for said in ("from C++", "from Python", "from us"))
 
 
+def test_the_bars_of_libraries_are_quiet_in_every_command() -> None:
+    script = """
+import sys
+from genrec import cli, commands
+def load(_):
+    import tqdm
+    from transformers.utils import logging
+    list(tqdm.tqdm(range(2)))
+    list(logging.tqdm(range(2)))
+commands.ui = load
+sys.exit(cli.main(["ui"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_json_survives_a_stdout_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
