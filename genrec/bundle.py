@@ -115,7 +115,9 @@ class Bundle:
     def load(cls, folder: Path | str, instructions: Path | str | None = None) -> Bundle:
         """Raises GenrecError where the folder is no bundle, is damaged, or is of another format."""
         folder = Path(folder)
-        return cls(folder, check(folder)["config"], instructions)
+        bundle = cls(folder, check(folder)["config"], instructions)
+        _ = bundle.store  # connects to nothing, but a place that is none is said here
+        return bundle
 
     @cached_property
     def dataset(self) -> Dataset:

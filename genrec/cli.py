@@ -116,6 +116,41 @@ def parser() -> argparse.ArgumentParser:
     _model(one)
     _json(one)
 
+    one = command("worker", commands.worker, "keep the instructions fresh while interactions arrive, stalest first")
+    _bundle(one)
+    one.add_argument(
+        "--data", metavar="SOURCE", help="where interactions arrive (default: what the bundle was fitted on)"
+    )
+    one.add_argument(
+        "--scenario",
+        action="append",
+        metavar="NAME",
+        help="keep one for this scenario; may be repeated (default: home)",
+    )
+    one.add_argument(
+        "--window",
+        type=_positive,
+        default=10,
+        metavar="N",
+        help="new events that make one stale (default: %(default)s)",
+    )
+    one.add_argument(
+        "--max-age", type=_age, default="7d", metavar="AGE", help="stale when older (default: %(default)s)"
+    )
+    one.add_argument(
+        "--expire", type=_age, default="30d", metavar="AGE", help="deleted when older (default: %(default)s)"
+    )
+    one.add_argument(
+        "--tokens", type=_positive, metavar="N", help="tokens per hour, read and generated (default: no bound)"
+    )
+    one.add_argument(
+        "--every", type=_age, default="5m", metavar="AGE", help="a round starts this often (default: %(default)s)"
+    )
+    one.add_argument("--once", action="store_true", help="one round, then end")
+    _prompt(one)
+    _model(one)
+    _json(one)
+
     for name, run, about in (
         ("recommend", commands.recommend, "recommend items to a user, or to anyone by a history"),
         ("trace", commands.trace, "recommend, and show everything that led to it"),
@@ -183,7 +218,7 @@ def _model(one: argparse.ArgumentParser) -> None:
     one.add_argument("--backend", choices=backends, default="auto", help="auto takes vllm where it is installed")
     one.add_argument(
         "--model",
-        help="language model: a folder or a hub name (default: the packaged SmolLM2-135M); its name at an --endpoint",
+        help="language model: folder, adapter or hub name (default: packaged SmolLM2-135M); its name at an --endpoint",
     )
     one.add_argument(
         "--endpoint", metavar="URL", help="an OpenAI-compatible server, such as vllm serve; its key in GENREC_API_KEY"
@@ -195,7 +230,7 @@ def _model(one: argparse.ArgumentParser) -> None:
 
 def _prompt(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "--prompt", default=commands.PROMPT, help="prompt template, see python -m prompts (default: %(default)s)"
+        "--prompt", help=f"prompt template, see python -m prompts (default: the adapter's own, else {commands.PROMPT})"
     )
 
 

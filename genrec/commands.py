@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 8}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
-PROMPT = "intent_v1"
+PROMPT = "intent_v1"  # of a model that is no adapter with a prompt of its own
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -45,7 +47,7 @@ def demo(args: argparse.Namespace) -> None:
         recommender = Recommender.load(args.bundle, args.store)
         users = recommender.bundle.dataset.sequences.users
         asked = [recommender.context(user=user) for user in users[: args.users]]
-        write_instructions(recommender, asked, PROMPT, model_of(args, report), report)
+        write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report)
         found = recommender.recommend(recommender.context(user=users[0]), k=10)
     terminal.show_report(_stored_report(args.bundle))
     terminal.show_trace(found.as_dict(recommender.bundle.dataset.catalog))
@@ -155,15 +157,55 @@ def instruct(args: argparse.Namespace) -> None:
         if args.expire is not None:
             report(f"{store.expire(time.time() - args.expire):,} old instructions expired")
         chunk = max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK
-        done = write_instructions(recommender, asked, args.prompt, model_of(args, report), report, chunk)
+        done = write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report, chunk)
     if args.json:
-        speeds = {"instructions_per_second": done.instructions_per_second, "tokens_per_second": done.tokens_per_second}
-        terminal.show_json(dataclasses.asdict(done) | speeds | {"stored": store.count()})
+        terminal.show_json(done.as_dict() | {"stored": store.count()})
         return
     terminal.say(done.line())
     for context in asked[:3]:
         if found := store.get(context.user or "", context.scenario):
             terminal.say(f"for {context.user}: {found.look_for} (written by {found.model})")
+
+
+def worker(args: argparse.Namespace) -> None:
+    """Runs the near-line worker until it is interrupted, or for one round."""
+    with terminal.work("worker") as report:
+        import prompts
+        from serving.instruct import CHUNK, tool_evidence
+        from serving.worker import Interactions, Worker, WorkerConfig
+
+        bundle = _load(args).bundle
+        catalog, scenarios = bundle.dataset.catalog, tuple(dict.fromkeys(args.scenario or ["home"]))
+        if unknown := [name for name in scenarios if name not in bundle.dataset.scenarios]:
+            known = ", ".join(bundle.dataset.scenarios)
+            raise GenrecError(f"unknown scenario {unknown[0]!r}; this bundle has: {known}")
+        config = WorkerConfig(
+            scenarios,
+            args.window,
+            args.max_age,
+            args.expire,
+            args.tokens,
+            args.every,
+            chunk=max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK,
+        )
+        template, evidence = prompts.load(args.prompt), tool_evidence(bundle)
+        keeper = Worker(catalog, template, bundle.store, model_of(args, report), config, evidence, report)
+        with interrupted_by(signal.SIGTERM):
+            done = keeper.run(Interactions(args.data or bundle.config["data"], catalog, report), args.once)
+    if args.json:
+        terminal.show_json(done.as_dict() | {"stored": bundle.store.count()})
+    else:
+        terminal.say(done.line())
+
+
+@contextlib.contextmanager
+def interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Inside, this signal ends the work as Ctrl-C does: claims and engines are let go."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[[], Backend]:
@@ -175,6 +217,13 @@ def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callabl
         return open_model(args.backend, args.model, report=report, endpoint=args.endpoint, concurrency=args.concurrency)
 
     return make
+
+
+def prompt_of(args: argparse.Namespace) -> str:
+    """The prompt that was asked for, else the one that an adapter was trained with, else PROMPT."""
+    from serving import models
+
+    return getattr(args, "prompt", None) or models.prompt_of(args.model) or PROMPT
 
 
 def write_instructions(

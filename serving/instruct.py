@@ -15,7 +15,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from genrec.contracts import HOME, Instruction, UserContext
@@ -70,6 +70,11 @@ class InstructReport:
     def tokens_per_second(self) -> float:
         """Generated tokens."""
         return self.output_tokens / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """JSON-ready, with the speeds."""
+        speeds = {"instructions_per_second": self.instructions_per_second, "tokens_per_second": self.tokens_per_second}
+        return asdict(self) | speeds
 
     def line(self) -> str:
         """One line for people, also while it goes on."""

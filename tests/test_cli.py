@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from genrec.cli import main, parser
 from training.config import HEADS, PACKAGED, PROTOCOLS, TOOLS, FitConfig
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "data", "fit", "instruct", "recommend", "trace", "eval", "ui")
+COMMANDS = ("demo", "data", "fit", "instruct", "worker", "recommend", "trace", "eval", "ui")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -108,6 +109,10 @@ def test_every_command_is_in_the_help(capsys: Capture) -> None:
         ["recommend", "--history", "[1,"],
         ["recommend", "--history", '[["a"]]'],
         ["instruct", "--users", "-1"],
+        ["instruct", "--shard", "0/2"],
+        ["instruct", "--shard", "3/2"],
+        ["instruct", "--expire", "3 days"],
+        ["worker", "--tokens", "0"],
         ["ui", "--port", "70000"],
     ],
 )
@@ -437,6 +442,75 @@ def test_a_user_given_twice_is_refused_before_the_model_starts(
 ) -> None:
     ask = ("instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u2", "--user", "u1")
     assert "user 'u1' is given twice" in error_of(capsys, *ask) and scripted == []
+
+
+def test_instructions_by_an_endpoint(own_bundle: Path, capsys: Capture) -> None:
+    from tests.serving.endpoint_server import completion, error, serving
+
+    reply = json.dumps({"situation": "a tea drinker", "intents": ["tea"], "look_for": "green tea"})
+    with serving(lambda s, body: completion(reply) if s.seen(body) > 1 else error(429)) as server:
+        ask = ("instruct", "--bundle", str(own_bundle), "--endpoint", server.url, "--concurrency", "2", "--users", "5")
+        assert main(list(ask)) == 0
+        out, err = capsys.readouterr()
+        assert "5 written, 5 failed calls repeated;" in out and "50 tokens read, 15 generated" in out
+        assert "for u0: green tea (written by tiny)" in out and "2 requests at once" in err
+        assert server.most <= 2
+        both = error_of(capsys, *ask[:-1], "9", "--backend", "vllm")
+        assert "--backend vllm and --endpoint are two ways to a model" in both
+    assert "is this the address of a running server" in error_of(capsys, *ask[:-1], "9")
+    assert json_of(capsys, *ask)["current"] == 5  # nobody is stale: no server is asked
+
+
+def test_shards_and_expiry(own_bundle: Path, scripted: list[str], capsys: Capture) -> None:
+    ask = ("instruct", "--bundle", str(own_bundle), "--users", "10")
+    first = json_of(capsys, *ask, "--shard", "1/2")
+    second = json_of(capsys, *ask, "--shard", "2/2")
+    assert first["written"] + second["written"] == 10 == second["stored"] and min(first["asked"], second["asked"]) > 0
+    assert json_of(capsys, *ask, "--expire", "1h")["current"] == 10
+    assert json_of(capsys, *ask, "--expire", "0s")["written"] == 10
+
+
+def test_a_store_elsewhere(
+    own_bundle: Path, tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    elsewhere, bundle = tmp_path / "elsewhere" / "s.sqlite", ("--bundle", str(own_bundle))
+    assert json_of(capsys, "instruct", *bundle, "--store", str(elsewhere), "--user", "u1")["stored"] == 1
+    assert elsewhere.is_file() and not (own_bundle / "instructions.sqlite").exists()
+    told = ("trace", *bundle, "--user", "u1")
+    assert json_of(capsys, *told)["instruction_source"] == "default"  # embeddings of its own: told, not read
+    monkeypatch.setenv("GENREC_STORE", str(elsewhere))
+    assert json_of(capsys, "instruct", *bundle, "--user", "u1")["current"] == 1
+    assert "mysql:// is no instruction store" in error_of(capsys, *told, "--store", "mysql://host/db")
+
+
+def test_the_worker_follows_the_interactions(
+    own_bundle: Path, shop_folder: Path, tmp_path: Path, scripted: list[str], capsys: Capture
+) -> None:
+    shop = shutil.copytree(shop_folder, tmp_path / "shop")
+    ask = ("worker", "--bundle", str(own_bundle), "--data", str(shop), "--once", "--window", "2")
+    done = json_of(capsys, *ask)
+    assert (done["asked"], done["written"], done["stored"], scripted) == (40, 40, 40, ["auto"])
+    assert json_of(capsys, *ask)["current"] == 40 and len(scripted) == 1
+    with (shop / "interactions.csv").open("a") as f:
+        f.write("u3,tea-1,1700000000\nu3,tea-2,1700000001\nu4,tea-1,1700000000\nnobody,jam-1,1700000000\n")
+    assert main(list(ask)) == 0
+    out, err = capsys.readouterr()
+    assert "41 of 41 users, 2 written, 39 up to date" in out and "41 users" in err
+    assert json_of(capsys, *ask, "--scenario", "home", "--scenario", "item")["written"] == 41
+    assert "unknown scenario 'nowhere'" in error_of(capsys, *ask, "--scenario", "nowhere")
+    assert "shorter than max_age" in error_of(capsys, *ask, "--expire", "1d")
+
+
+def test_the_worker_ends_on_a_signal(own_bundle: Path, shop_folder: Path, scripted: list[str]) -> None:
+    ask = ("worker", "--bundle", str(own_bundle), "--data", str(shop_folder))
+    assert main([*ask, "--once"]) == 0
+    running = start(*ask, "--every", "1s")
+    assert running.stderr is not None
+    said = iter(running.stderr.readline, b"")
+    assert sum(b"40 are fresh" in line for line in itertools.islice(said, 4)) >= 2  # a second round came
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and b"genrec: interrupted" in err
 
 
 def test_the_prompt_holds_what_the_tools_say(

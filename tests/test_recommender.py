@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sqlite3
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +83,6 @@ def test_more_is_returned_when_more_is_asked(recommender: Recommender) -> None:
 
 
 def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     recommender = Recommender.load(folder)
     vectors = {"cheese": recommender.bundle.embeddings[30], "soap": recommender.bundle.embeddings[50]}
@@ -100,8 +103,6 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
 
 def readable(tiny_bundle: Path, folder: Path) -> Recommender:
     """As if the shop had been embedded from text, with weights of its own for searches."""
-    import shutil
-
     recommender = Recommender.load(shutil.copytree(tiny_bundle, folder))
     bundle = recommender.bundle
     bundle.config["embeddings"] = ""
@@ -144,9 +145,70 @@ def test_the_trace_says_when_nothing_hears_the_instruction(tiny_bundle: Path, tm
     assert not recommender.recommend(recommender.context(user="u1"), weights={"ease": 1.0}).note
 
 
-def test_a_bundle_of_own_embeddings_cannot_read_text(tiny_bundle: Path, tmp_path: Path) -> None:
-    import shutil
+def test_a_stored_instruction_is_followed_without_a_language_model(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
+    for name in [m for m in sys.modules if m.split(".")[0] in ("serving", "vllm")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("serving", "vllm", "prompts"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an error now
+    found = recommender.recommend(recommender.context(user="u1"))
+    assert (found.instruction_source, len(found.recommended)) == ("stored", 10)
+    assert not [m for m in sys.modules if m.startswith(("serving.", "vllm."))]
 
+
+def test_an_expired_instruction_leaves_the_learned_default(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    user, item = recommender.context(user="u1"), recommender.context(user="u1", scenario="item")
+    default = recommender.recommend(user)
+    store = recommender.bundle.store
+    store.put_many([("u1", "home", Instruction("s", ("i",), "cheese", created=100.0))])
+    assert recommender.recommend(item).instruction_source == "stored"  # that of home, where the scenario has none
+    assert store.expire(before=101.0) == 1
+    again = recommender.recommend(user)
+    assert again.instruction_source == "default" and again.recommended == default.recommended
+
+
+def test_a_store_that_fails_fails_no_request(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "bundle"
+    recommender = readable(tiny_bundle, folder)
+    user = recommender.context(user="u1")
+    expected = recommender.recommend(user).recommended
+    path = folder / "instructions.sqlite"
+    path.write_bytes(b"damaged" * 1000)
+    for _ in range(3):
+        found = recommender.recommend(user)
+        assert found.instruction_source == "default" and found.recommended == expected
+    said = [r.message for r in caplog.records if r.name == "genrec.recommender"]
+    assert len(said) == 1 and "learned default takes the place" in said[0] and str(path) in said[0]
+    path.unlink()
+    recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
+    assert recommender.recommend(user).instruction_source == "default"  # it is not asked again at once
+    monkeypatch.setattr("genrec.recommender.STORE_REST", 0.0)
+    recommender._store_back = 0.0
+    assert recommender.recommend(user).instruction_source == "stored"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # a writer in the middle keeps no reader waiting
+    begun = time.monotonic()
+    assert recommender.recommend(user).instruction_source == "stored" and time.monotonic() - begun < 1
+    other.close()
+
+
+def test_a_bundle_in_a_read_only_folder_needs_no_store(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    before = sorted((tmp_path / "bundle").rglob("*"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert recommender.recommend(recommender.context(user="u1")).instruction_source == "default"
+    assert sorted((tmp_path / "bundle").rglob("*")) == before
+
+
+def test_a_bundle_of_own_embeddings_cannot_read_text(tiny_bundle: Path, tmp_path: Path) -> None:
     recommender = Recommender.load(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
     user = recommender.context(user="u1")
@@ -158,8 +220,6 @@ def test_a_bundle_of_own_embeddings_cannot_read_text(tiny_bundle: Path, tmp_path
 
 
 def test_weights_of_another_architecture_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")

@@ -241,8 +241,12 @@ def _answer(value: dict[str, Any], url: str) -> _Answer:
     except (KeyError, IndexError, TypeError):
         raise _Passing(f"{url} answers with no chat completion: {_short(str(value))}") from None
     used = value.get("usage")
-    counts = [used.get(name) if isinstance(used, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    return _Answer(text if isinstance(text, str) else "", *(n if isinstance(n, int) else 0 for n in counts))
+    read, generated = (used.get(n) if isinstance(used, dict) else 0 for n in ("prompt_tokens", "completion_tokens"))
+    return _Answer(
+        text if isinstance(text, str) else "",
+        read if isinstance(read, int) else 0,
+        generated if isinstance(generated, int) else 0,
+    )
 
 
 def _base(url: str) -> str:
