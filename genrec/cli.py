@@ -30,6 +30,7 @@ from genrec.errors import GenrecError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; argparse's own exits (help, wrong flags) are SystemExit."""
     args = parser().parse_args(argv)
+    terminal.quiet_libraries()
     try:
         args.run(args)
         sys.stdout.flush()

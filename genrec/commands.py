@@ -94,6 +94,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         if name == "leave-one-out":
             of = {n: eval_set(split.test, SCENARIOS[n], dataset, split.train) for n in dataset.scenarios}
             wanted = {n: len(requests) for n, requests in of.items()}
+    order = np.lexsort((s.times, s.items, s.user_of))
+    same_user = np.diff(s.user_of[order]) == 0
+    again = same_user & (np.diff(s.items[order]) == 0) & (np.diff(s.times[order]) == 0)
+    tied = (np.diff(s.user_of) == 0) & (np.diff(s.times) == 0)
     days = [time.strftime("%Y-%m-%d", time.gmtime(float(t))) for t in (s.times.min(), s.times.max())]
     return {
         "name": dataset.name,
@@ -105,6 +109,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "first_day": days[0],
         "last_day": days[1],
         "rated_events": len(rated),
+        "duplicate_events": int(again.sum()),  # same user, item and time as another; kept
+        "tied_events": int(tied.sum()),  # same time as the user's event before
         "items_with_title": sum(bool(t) for t in catalog.table["title"].to_pylist()),
         "items_with_category": sum(bool(path) for path in catalog.categories),
         "further_fields": ", ".join(catalog.fields) or "none",

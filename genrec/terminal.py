@@ -87,10 +87,15 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
         yield report
 
 
+def quiet_libraries() -> None:
+    """Turns off the loading bars of transformers, sentence-transformers and others. To be called before they load."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 @contextlib.contextmanager
 def work(title: str) -> Iterator[Callable[[str], None]]:
     """Progress on stderr, and nobody else's words on stdout."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries would break into ours
     with only_ours_on_stdout(), progress(title) as report:
         yield report
 

@@ -177,6 +177,15 @@ def test_data_describes_a_source(shop_folder: Path, capsys: Capture) -> None:
     assert "leave-one-out" in out and "The start page" in out and "Tea number 0. tea" in out
 
 
+def test_data_counts_duplicates_and_ties_and_keeps_them(tmp_path: Path, capsys: Capture) -> None:
+    lines = ["a,x,5", "a,x,5", "b,y,5", "a,y,5", "a,x,5", "a,x,9", "b,x,5", "b,y,6"]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
+    found = json_of(capsys, "data", str(tmp_path))
+    assert (found["events"], found["duplicate_events"], found["tied_events"]) == (8, 2, 4)
+    assert main(["data", str(tmp_path)]) == 0
+    assert "duplicate events" in capsys.readouterr().out
+
+
 def test_data_saves_what_it_checked(shop_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     first = json_of(capsys, "data", str(shop_folder), "--save", str(tmp_path / "kept"))
     again = json_of(capsys, "data", str(tmp_path / "kept"))
@@ -611,6 +620,22 @@ def test_only_json_is_on_stdout(capfd: pytest.CaptureFixture[str], monkeypatch: 
     assert main(["data", "x", "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == {"ok": "é"} and all(said in err for said in ("from C++", "from Python", "from us"))
+
+
+def test_the_bars_of_libraries_are_quiet_in_every_command() -> None:
+    script = """
+import sys
+from genrec import cli, commands
+def load(_):
+    import tqdm
+    from transformers.utils import logging
+    list(tqdm.tqdm(range(2)))
+    list(logging.tqdm(range(2)))
+commands.ui = load
+sys.exit(cli.main(["ui"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_json_survives_a_stdout_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,11 +129,11 @@ def test_no_page_names_a_private_place() -> None:
 # -- set-up -------------------------------------------------------------------------------------------
 
 
-def make(*arguments: str, **environment: str) -> str:
-    """What make would run in a fresh copy of the project."""
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> str:
+    """What make would run in a copy of the project."""
     done = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env={k: v for k, v in os.environ.items() if k not in ("CI", "PIP_FIND_LINKS", "MAKEFLAGS")} | environment,
         capture_output=True,
         text=True,
@@ -148,6 +148,20 @@ def test_torch_comes_from_the_wheel_folder_or_the_cpu_index() -> None:
     with_folder = make("venv", fresh, PIP_FIND_LINKS="/wheels /more")
     assert "--find-links /wheels --find-links /more --editable" in with_folder and "torch-backend" not in with_folder
     assert "'.[ui]'" in make("venv", fresh, "EXTRAS=ui")
+
+
+def test_another_choice_of_extras_is_installed(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (marker,) = re.findall(r"touch (\S+)", make("venv", "EXTRAS=ui,dev", folder=tmp_path))
+    (tmp_path / marker).touch()
+    assert "uv pip install" not in make("venv", "EXTRAS=ui,dev", folder=tmp_path)
+    assert "uv pip install" not in make("venv", "EXTRAS=ui, dev", folder=tmp_path)
+    assert "'.[ui]'" in make("venv", "EXTRAS=ui", folder=tmp_path)
+    assert "'.[models,ui" in make("demo", folder=tmp_path)
+    os.utime(tmp_path / marker, (0, 0))  # pyproject.toml changed since
+    assert "'.[ui,dev]'" in make("venv", "EXTRAS=ui,dev", folder=tmp_path)
 
 
 def test_make_installs_before_it_runs_and_passes_arguments() -> None:

@@ -92,7 +92,7 @@ class Fit:
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
         started = self.work / "config.json"
-        begun = started.exists() and any((self.work / "done").glob("*"))  # with data that can be fitted
+        begun = started.exists() and any((self.work / "done").glob("[!.]*"))  # with data that can be fitted
         if begun and read_json(started) != identity:
             raise GenrecError(
                 f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"

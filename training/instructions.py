@@ -31,6 +31,7 @@ from genrec.instructions.context import PromptWriter, has_content
 from genrec.instructions.plain import MODEL, plain_instruction
 from genrec.instructions.timeline import Timeline
 from genrec.io import check_writable
+from genrec.terminal import quiet_libraries
 from serving.instruct import instruct
 from serving.llm import Backend, open_model
 from serving.models import prompt_of
@@ -109,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of --shuffle")
     parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
     args = parser.parse_args(argv)
+    quiet_libraries()
     try:
         check_writable(args.out.parent)
         if args.out.is_dir():
