@@ -52,6 +52,11 @@ class History:
     def to(self, device: torch.device | str) -> History:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
 
+    def of(self, users: Tensor) -> History:
+        """The histories of some users, int64, without the padding that they do not need."""
+        longest = max(1, int((self.rows[users] >= 0).sum(1).max()))
+        return replace(self, **{k: v[users, :longest] for k, v in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Request:
@@ -68,6 +73,9 @@ class Request:
 
     def to(self, device: torch.device | str) -> Request:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+    def of(self, users: Tensor) -> Request:
+        return replace(self, **{k: v[users] for k, v in vars(self).items()})
 
 
 def distances(history: History) -> Tensor:

@@ -23,6 +23,8 @@ from genrec.errors import GenrecError
 from genrec.generator.layers import MASKED, Grid
 from genrec.generator.model import GeneratorModel, History, Request
 
+ROWS = 2560  # beams in one pass on a CPU: with more of them, what a layer reads and writes leaves the caches
+
 
 @dataclass(frozen=True)
 class Beam:
@@ -69,6 +71,13 @@ def make_request(
         given = ~torch.isnan(raw).any(1, keepdim=True)
         vectors = torch.where(given, raw, 0.0).unsqueeze(1)
     return Request(scenario, trigger, vectors, given)
+
+
+def passes(history: History, beams: int) -> list[Tensor]:
+    """The users to search at a time, int64 each: of similar history lengths, with at most ROWS beams on a CPU."""
+    lengths = (history.rows >= 0).sum(1)
+    users = ROWS // max(beams, history.rows.shape[1]) if lengths.device.type == "cpu" else len(lengths)
+    return list(lengths.argsort(stable=True).tensor_split(-(-len(lengths) // max(1, users))))
 
 
 class Walk:
@@ -121,6 +130,14 @@ def beam_search(
 
     With width at least the number of nodes on every level this is exhaustive scoring.
     """
+    parts = passes(history, width)
+    if len(parts) > 1:
+        found = [
+            beam_search(model, history.of(p), request.of(p), width, None if allowed is None else allowed[p])
+            for p in parts
+        ]
+        back = torch.cat(parts).argsort()
+        return Beam(torch.cat([f.items for f in found])[back], torch.cat([f.scores for f in found])[back])
     walk = Walk(model, history, request)
     scores = torch.zeros(walk.nodes.shape, device=walk.nodes.device)
     if allowed is not None:  # how many allowed leaves lie before each leaf
@@ -147,6 +164,10 @@ def beam_search(
 @torch.no_grad()
 def score_items(model: GeneratorModel, history: History, request: Request, items: Tensor) -> Tensor:
     """Exact log-probabilities of given items, int64 rows [B, M], -1 where padded -> float [B, M], -inf there."""
+    parts = passes(history, items.shape[1])
+    if len(parts) > 1:
+        found = [score_items(model, history.of(p), request.of(p), items[p]) for p in parts]
+        return torch.cat(found)[torch.cat(parts).argsort()]
     rows = items.clamp(min=0)
     walk = Walk(model, history, request)
     total, parent = torch.zeros(rows.shape, device=rows.device), torch.zeros_like(rows)
