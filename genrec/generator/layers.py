@@ -41,7 +41,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
     def join(self, x: Tensor) -> Tensor:
-        return self.o(x.transpose(-2, -3).flatten(-2))
+        return x.transpose(-2, -3).flatten(-2)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of memory [B, T, d]; in searches with zeros up to a multiple of LANES positions, which
@@ -54,9 +54,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """x: [..., Q, d]; keys, values: of `keys_values`; bias: [..., 1 or H, 1 or Q, T], added to the logits."""
+        return self.o(self.attend(self.q(x), keys, values, bias))
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """As `forward`, without the projections of queries and outputs."""
         spare = keys.shape[-2] - bias.shape[-1]
         bias = F.pad(bias, (0, spare), value=MASKED) if spare else bias
-        return self.join(F.scaled_dot_product_attention(self.split(self.q(x)), keys, values, attn_mask=bias))
+        return self.join(F.scaled_dot_product_attention(self.split(q), keys, values, attn_mask=bias))
 
 
 class FeedForward(nn.Module):
@@ -87,26 +91,40 @@ class EncoderLayer(nn.Module):
         return x + self.drop(self.feed_forward(x))
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Beams of B users as the R rows of one matrix, for products with weights, and as B x V places, for attention.
+
+    slots: int64 [R], b * V + v of each row; None where all B x V places are taken.
+    """
+
+    users: int
+    beams: int
+    slots: Tensor | None
+
+    def places(self, x: Tensor) -> Tensor:
+        """[R, d] -> [B, V, d], zeros where no beam is."""
+        if self.slots is not None:
+            x = x.new_zeros(self.users * self.beams, x.shape[1]).index_copy_(0, self.slots, x)
+        return x.view(self.users, self.beams, -1)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[B, V, d] -> [R, d]."""
+        x = x.flatten(0, 1)
+        return x if self.slots is None else x.index_select(0, self.slots)
+
+
 @dataclass
 class LayerState:
     """What one decoder layer remembers during a search for B users.
 
     cross: keys and values of the history, [B, H, T, dh]. prefix: of [BOS, scenario, instruction], [B, H, 3, dh].
-    codes: of each level's code so far, [B, W, d].
+    codes: keys and values of each level's code so far, [R, 2 d].
     """
 
     cross: tuple[Tensor, Tensor]
     prefix: tuple[Tensor, Tensor]
-    codes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def reorder(self, parent: Tensor) -> None:
-        """Keep, for every new beam, the past of the beam it grew from: parent, int64 [B, W]."""
-        if self.codes:
-            offset = torch.arange(len(parent), device=parent.device)[:, None] * self.codes[0][0].shape[1]
-            at = (parent + offset).flatten()
-            self.codes = [
-                tuple(t.flatten(0, 1).index_select(0, at).unflatten(0, parent.shape) for t in kv) for kv in self.codes
-            ]
+    codes: list[Tensor] = field(default_factory=list)
 
 
 class DecoderLayer(nn.Module):
@@ -138,22 +156,24 @@ class DecoderLayer(nn.Module):
         y = self.self_norm(x)
         return self.self_attention.q(y), self.self_attention.kv(y)
 
-    def step(self, x: Tensor, q: Tensor, kv: Tensor, state: LayerState, bias: Tensor) -> Tensor:
-        """One more code for W beams per user, the beams as query positions: x [B, W, d] with its queries, keys and
-        values; bias [B, H, 1, T]. Returns [B, W, d]."""
-        attention = self.self_attention
+    def step(self, x: Tensor, q: Tensor, kv: Tensor, state: LayerState, grid: Grid, bias: Tensor) -> Tensor:
+        """One more code of R beams: x [R, d] with its queries, keys and values; bias [B, H, 1, T]. Returns [R, d]."""
+        attention, n = self.self_attention, state.prefix[0].shape[2]
         heads = (attention.heads, -1)
-        k, v = kv.chunk(2, -1)
-        state.codes.append((k, v))
+        state.codes.append(kv)
+        past = [codes.chunk(2, -1) for codes in state.codes]
         # positions come first, so that the softmax over a handful of them runs along beams and heads
-        to_prefix = (attention.split(q) @ state.prefix[0].transpose(-1, -2)).permute(3, 0, 2, 1)
-        to_codes = [(q * k).unflatten(-1, heads).sum(-1) for k, _ in state.codes]
+        to_prefix = attention.split(grid.places(q)) @ state.prefix[0].transpose(-1, -2)  # [B, H, V, 3]
+        to_prefix = grid.rows(to_prefix.transpose(1, 2).flatten(2)).unflatten(-1, (-1, n)).movedim(-1, 0)
+        to_codes = torch.stack([(q * k).unflatten(-1, heads).sum(-1) for k, _ in past])
         scale = (q.shape[-1] // attention.heads) ** -0.5
-        weight = F.softmax(torch.cat([to_prefix, torch.stack(to_codes)]) * scale, 0)  # [3 + codes so far, B, W, H]
-        n = len(to_prefix)
-        seen = (weight[:n].permute(1, 3, 2, 0) @ state.prefix[1]).transpose(1, 2)  # [B, W, H, dh]
-        for w, (_, v) in zip(weight[n:], state.codes, strict=True):
+        weight = F.softmax(torch.cat([to_prefix, to_codes]) * scale, 0)  # [3 + codes so far, R, H]
+        of_prefix = grid.places(weight[:n].movedim(0, -1).flatten(1)).unflatten(-1, (-1, n)).transpose(1, 2)
+        seen = grid.rows(attention.join(of_prefix @ state.prefix[1])).unflatten(-1, heads)
+        for w, (_, v) in zip(weight[n:], past, strict=True):
             seen = seen + w.unsqueeze(-1) * v.unflatten(-1, heads)
         x = x + attention.o(seen.flatten(-2))
-        x = x + self.cross_attention(self.cross_norm(x), *state.cross, bias)
+        attention = self.cross_attention
+        q = grid.places(attention.q(self.cross_norm(x)))
+        x = x + attention.o(grid.rows(attention.attend(q, *state.cross, bias)))
         return x + self.feed_forward(x)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.igr import InstructionRetrieval, keep
-from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
+from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, Grid, LayerState
 from genrec.tokenizer.trie import Trie
 
 T = TypeVar("T")
@@ -53,6 +53,11 @@ class History:
     def to(self, device: torch.device | str) -> History:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
 
+    def of(self, users: Tensor) -> History:
+        """The histories of some users, int64, without the padding that they do not need."""
+        longest = max(1, int((self.rows[users] >= 0).sum(1).max()))
+        return replace(self, **{k: v[users, :longest] for k, v in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Request:
@@ -70,6 +75,9 @@ class Request:
     def to(self, device: torch.device | str) -> Request:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
 
+    def of(self, users: Tensor) -> Request:
+        return replace(self, **{k: v[users] for k, v in vars(self).items()})
+
 
 def distances(history: History) -> Tensor:
     """How many events before the newest one each position lies, int64 [B, 1, T]; negative where padded."""
@@ -81,7 +89,7 @@ def distances(history: History) -> Tensor:
 @dataclass
 class SearchState:
     """Everything a search keeps for B users: per layer keys and values, the cross-attention bias, and the
-    decoder's output for the first code [B, 1, d]."""
+    decoder's output for the first code [B, d]."""
 
     layers: list[LayerState]
     bias: Tensor
@@ -326,14 +334,12 @@ class GeneratorModel(PreTrainedModel):
         return torch.cat([sink, memory], 1), torch.cat([far, distance], -1)
 
     def child_scores(self, level: int, hidden: Tensor, nodes: Tensor) -> Tensor:
-        """Log-probabilities of each node's children, normalised over the legal ones: [..., most children].
+        """Log-probabilities of each node's children, normalised over the legal ones: [R, most children].
 
-        hidden: [..., d]; nodes: int64 [...], of `level`. Padding holds MASKED.
+        hidden: [R, d]; nodes: int64 [R], of `level`. Padding holds MASKED.
         """
         first, count = getattr(self, f"first_{level}"), getattr(self, f"count_{level}")
-        rows = hidden.expand(*nodes.shape, -1).reshape(-1, hidden.shape[-1])
-        logits = child_logits(self.node_vectors(level), first, count, rows, nodes.flatten())
-        return F.log_softmax(logits.float(), -1).unflatten(0, nodes.shape)
+        return F.log_softmax(child_logits(self.node_vectors(level), first, count, hidden, nodes).float(), -1)
 
     def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of every code of the targets: hidden [P, levels, d], targets rows [P] -> [P, levels]."""
@@ -373,17 +379,18 @@ class GeneratorModel(PreTrainedModel):
             x = x + layer.self_attention(y, *prefix, causal[-last:])
             x = x + layer.cross_attention(layer.cross_norm(x), *cross, bias)
             x = x + layer.feed_forward(x)
-        return SearchState(states, bias, self.decoder_norm(x[:, -1:]))
+        return SearchState(states, bias, self.decoder_norm(x[:, -1]))
 
-    def advance(self, state: SearchState, level: int, codes: Tensor) -> Tensor:
-        """Feed the codes chosen at `level`, int64 [B, W]; returns the outputs for the next level, [B, W, d]."""
+    def advance(self, state: SearchState, level: int, codes: Tensor, grid: Grid, past: Tensor) -> Tensor:
+        """Feed codes of `level` to R beams: codes int64 [R]; past: int64 [R], the row that each beam had in the step
+        before. Returns the outputs for the next level, [R, d]."""
+        tables = self._kept(f"code_{level}", lambda: self._code_inputs(level))
+        x, q, kv = (F.embedding(codes, table) for table in tables)
         for i, (layer, layer_state) in enumerate(zip(self.decoder_stack, state.layers, strict=True)):
-            if i == 0:
-                tables = self._kept(f"code_{level}", lambda: self._code_inputs(level))
-                x, q, kv = (F.embedding(codes, table) for table in tables)
-            else:
+            if i:
                 q, kv = layer.queries_keys_values(x)
-            x = layer.step(x, q, kv, layer_state, state.bias)
+            layer_state.codes = [codes.index_select(0, past) for codes in layer_state.codes]
+            x = layer.step(x, q, kv, layer_state, grid, state.bias)
         return self.decoder_norm(x)
 
     def _code_inputs(self, level: int) -> tuple[Tensor, Tensor, Tensor]:

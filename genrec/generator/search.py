@@ -20,8 +20,10 @@ from torch import Tensor
 
 from genrec.contracts import UserContext
 from genrec.errors import GenrecError
-from genrec.generator.layers import MASKED
-from genrec.generator.model import GeneratorModel, History, Request, SearchState
+from genrec.generator.layers import MASKED, Grid
+from genrec.generator.model import GeneratorModel, History, Request
+
+ROWS = 2560  # beams in one pass on a CPU: with more of them, what a layer reads and writes leaves the caches
 
 
 @dataclass(frozen=True)
@@ -71,36 +73,53 @@ def make_request(
     return Request(scenario, trigger, vectors, given)
 
 
-@dataclass(frozen=True)
-class Followed:
-    """The beams that the decoder must still follow: a node with a single item below it leads there with
-    probability 1, whatever the decoder says.
+def passes(history: History, beams: int) -> list[Tensor]:
+    """The users to search at a time, int64 each: of similar history lengths, with at most ROWS beams on a CPU."""
+    lengths = (history.rows >= 0).sum(1)
+    users = ROWS // max(beams, history.rows.shape[1]) if lengths.device.type == "cpu" else len(lengths)
+    return list(lengths.argsort(stable=True).tensor_split(-(-len(lengths) // max(1, users))))
 
-    beams: int64 [B, V], those of each user, the first ones repeated where another user has more. place: int64 [B, W],
-    where in `beams` each beam stands, and anywhere for those that are decided.
+
+class Walk:
+    """Beams of B users on their way down the tree, and what the decoder says of the codes below them.
+
+    A node with a single item below it leads there with probability 1, whatever the decoder says: it is decided, and
+    the decoder follows the others only.
+
+    nodes: int64 [B, W], of `level`. followed: int64 [R], the undecided ones as positions in nodes.flatten();
+    hidden: [R, d], the decoder's outputs for them. row: int64 [B, W], where each undecided node is in `followed`.
     """
 
-    beams: Tensor
-    place: Tensor
+    def __init__(self, model: GeneratorModel, history: History, request: Request) -> None:
+        self.model, self.state, self.level = model, model.begin(history, request), 0
+        self.hidden = self.state.hidden
+        self.followed = torch.arange(len(self.hidden), device=self.hidden.device)
+        self.nodes, self.row = torch.zeros_like(self.followed)[:, None], self.followed[:, None]
 
-    @classmethod
-    def among(cls, model: GeneratorModel, level: int, nodes: Tensor) -> Followed:
-        """nodes: int64 [B, W] of a level."""
-        start = getattr(model, f"leaf_start_{level}")
+    def scores(self) -> Tensor:
+        """Log-probabilities of each node's children: [B, W, most children], MASKED past a node's own."""
+        below = self.model.child_scores(self.level, self.hidden, self.nodes.flatten()[self.followed])
+        every = below.new_full((self.nodes.numel(), below.shape[1]), MASKED)
+        every[:, 0] = 0.0
+        return every.index_copy_(0, self.followed, below).unflatten(0, self.nodes.shape)
+
+    def descend(self, parent: Tensor, nodes: Tensor) -> None:
+        """Go on with new beams: the beams that they grow from, int64 [B, W], and their nodes one level down."""
+        past, level = self.row.gather(1, parent).flatten(), self.level
+        self.level, self.nodes = level + 1, nodes
+        start = getattr(self.model, f"leaf_start_{self.level}")
         open_ = start[nodes + 1] - start[nodes] > 1
-        most = max(1, int(open_.sum(1).max()))
-        return cls((~open_).int().argsort(dim=1, stable=True)[:, :most], (open_.cumsum(1) - 1).clamp(min=0))
-
-    def step(self, model: GeneratorModel, state: SearchState, level: int, nodes: Tensor, past: Tensor) -> Tensor:
-        """Feed the codes of `nodes`, of `level` + 1: the decoder's outputs [B, W, d], arbitrary where decided.
-
-        past: int64 [B, W], where the beam that each one grew from stood among those followed before.
-        """
-        for layer in state.layers:
-            layer.reorder(past.gather(1, self.beams))
-        codes = getattr(model, f"node_code_{level}")[nodes.gather(1, self.beams)]
-        hidden = model.advance(state, level, codes)
-        return hidden.gather(1, self.place.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        self.followed = open_.flatten().nonzero()[:, 0]
+        self.row = (open_.flatten().cumsum(0) - 1).clamp(min=0).view_as(nodes)
+        if not len(self.followed):
+            self.hidden = self.hidden[:0]
+            return
+        place = open_.cumsum(1) - 1
+        users, beams = len(nodes), int(place.max()) + 1
+        slots = (place + torch.arange(users, device=nodes.device)[:, None] * beams).flatten()[self.followed]
+        grid = Grid(users, beams, slots if len(slots) < users * beams else None)
+        codes = getattr(self.model, f"node_code_{level}")[nodes.flatten()[self.followed]]
+        self.hidden = self.model.advance(self.state, level, codes, grid, past[self.followed])
 
 
 @torch.no_grad()
@@ -111,30 +130,33 @@ def beam_search(
 
     With width at least the number of nodes on every level this is exhaustive scoring.
     """
-    state = model.begin(history, request)
-    hidden = state.hidden
-    batch = hidden.shape[0]
-    nodes = torch.zeros(batch, 1, dtype=torch.long, device=hidden.device)
-    scores, place = torch.zeros(batch, 1, device=hidden.device), nodes
-    if allowed is not None:  # allowed leaves before each leaf
+    parts = passes(history, width)
+    if len(parts) > 1:
+        found = [
+            beam_search(model, history.of(p), request.of(p), width, None if allowed is None else allowed[p])
+            for p in parts
+        ]
+        back = torch.cat(parts).argsort()
+        return Beam(torch.cat([f.items for f in found])[back], torch.cat([f.scores for f in found])[back])
+    walk = Walk(model, history, request)
+    scores = torch.zeros(walk.nodes.shape, device=walk.nodes.device)
+    if allowed is not None:  # how many allowed leaves lie before each leaf
         before = F.pad(allowed[:, model.leaf_items].cumsum(1, dtype=torch.int32), (1, 0))
     for level in range(model.config.levels):
-        values = model.child_scores(level, hidden, nodes) + scores.unsqueeze(-1)  # [B, W, C]
-        first, width_here = getattr(model, f"first_{level}"), values.shape[-1]
+        values = walk.scores() + scores.unsqueeze(-1)  # [B, W, C]
+        start, width_here = getattr(model, f"first_{level}")[walk.nodes], values.shape[-1]
         if allowed is not None:
-            start = getattr(model, f"leaf_start_{level + 1}")
-            child = first[nodes].unsqueeze(-1) + torch.arange(width_here, device=nodes.device)
-            child = child.clamp(max=len(start) - 2).flatten(1)
-            legal = before.gather(1, start[child + 1]) > before.gather(1, start[child])
+            leaf = getattr(model, f"leaf_start_{level + 1}")
+            child = (start.unsqueeze(-1) + torch.arange(width_here, device=start.device)).flatten(1)
+            child = child.clamp(max=len(leaf) - 2)
+            legal = before.gather(1, leaf[child + 1]) > before.gather(1, leaf[child])
             values = values.masked_fill(~legal.view_as(values), MASKED)
         scores, choice = values.flatten(1).topk(min(width, values[0].numel()), 1)
         parent = choice // width_here
         dead = scores <= MASKED / 2
-        nodes = (first[nodes].gather(1, parent) + choice % width_here).masked_fill(dead, 0)
+        nodes = (start.gather(1, parent) + choice % width_here).masked_fill(dead, 0)
         if level < model.config.levels - 1:
-            followed = Followed.among(model, level + 1, nodes)
-            hidden = followed.step(model, state, level, nodes, place.gather(1, parent))
-            place = followed.place
+            walk.descend(parent, nodes)
     items = model.leaf_items[nodes].masked_fill(dead, -1)
     return Beam(items, scores.masked_fill(dead, -torch.inf))
 
@@ -142,17 +164,18 @@ def beam_search(
 @torch.no_grad()
 def score_items(model: GeneratorModel, history: History, request: Request, items: Tensor) -> Tensor:
     """Exact log-probabilities of given items, int64 rows [B, M], -1 where padded -> float [B, M], -inf there."""
+    parts = passes(history, items.shape[1])
+    if len(parts) > 1:
+        found = [score_items(model, history.of(p), request.of(p), items[p]) for p in parts]
+        return torch.cat(found)[torch.cat(parts).argsort()]
     rows = items.clamp(min=0)
-    state = model.begin(history, request)
-    hidden = state.hidden.expand(-1, rows.shape[1], -1)
-    total, place = torch.zeros(rows.shape, device=rows.device), torch.zeros_like(rows)
+    walk = Walk(model, history, request)
+    total, parent = torch.zeros(rows.shape, device=rows.device), torch.zeros_like(rows)
     for level in range(model.config.levels):
         above, node = model.path[rows, level], model.path[rows, level + 1]
-        values = model.child_scores(level, hidden, above)
         slot = node - getattr(model, f"first_{level}")[above]
-        total = total + values.gather(-1, slot.unsqueeze(-1))[..., 0]
+        total = total + walk.scores().expand(-1, rows.shape[1], -1).gather(-1, slot.unsqueeze(-1))[..., 0]
         if level < model.config.levels - 1:
-            followed = Followed.among(model, level + 1, node)
-            hidden = followed.step(model, state, level, node, place)
-            place = followed.place
+            walk.descend(parent, node)
+            parent = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
     return total.masked_fill(items < 0, -torch.inf)

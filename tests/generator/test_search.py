@@ -9,7 +9,8 @@ from tests_support import TEXT, tiny_model
 
 from genrec.contracts import UserContext
 from genrec.errors import GenrecError
-from genrec.generator.model import GeneratorModel
+from genrec.generator import search
+from genrec.generator.model import GeneratorModel, History, Request, distances
 from genrec.generator.search import beam_search, make_history, make_request, score_items
 
 CONTEXTS = [
@@ -18,6 +19,13 @@ CONTEXTS = [
     UserContext(),
     UserContext(history=tuple(range(10)), scenario="search"),
 ]
+
+
+def trained_scores(model: GeneratorModel, history: History, request: Request, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of one target per user, rows [B, 1], the way that training computes them."""
+    distance = model.visible(history, request, distances(history))
+    hidden = model.decode(model.encode(history), request, targets, distance)[:, 0]
+    return model.log_likelihood(hidden, targets[:, 0]).sum(1, keepdim=True).detach()
 
 
 @pytest.mark.parametrize("retrieved", [0, 2])
@@ -42,19 +50,45 @@ def test_a_batch_gives_what_single_requests_give(retrieved: int) -> None:
         assert torch.allclose(alone.scores[0], together.scores[i], atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 9, 16, 40])
+def test_searching_in_several_passes_changes_nothing(rows: int, monkeypatch) -> None:
+    model = tiny_model()
+    contexts = [UserContext(history=tuple(range(n))) for n in (3, 0, 6, 1, 6, 2, 5)]
+    history, request = make_history(contexts, 6), make_request(model, contexts)
+    allowed = torch.from_numpy(np.random.default_rng(0).random((7, 30)) < 0.5)
+    items = torch.arange(7 * 8).view(7, 8) % 30
+    once = beam_search(model, history, request, 8, allowed), score_items(model, history, request, items)
+    monkeypatch.setattr(search, "ROWS", rows)
+    assert len(search.passes(history, 8)) == {1: 7, 9: 7, 16: 4, 40: 2}[rows]
+    again = beam_search(model, history, request, 8, allowed), score_items(model, history, request, items)
+    assert torch.equal(once[0].items, again[0].items)
+    assert torch.allclose(once[0].scores, again[0].scores, atol=1e-5) and torch.allclose(once[1], again[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_nodes_with_one_item_below_are_decided_exactly(levels: int) -> None:
+    """Sparse trees, where most beams end before the last level, and a tree whose second level is all leaves."""
+    for seed, items in enumerate((1, 4, 12)):
+        model = tiny_model(items=items, levels=levels, codes=4, seed=seed)
+        contexts = [UserContext(history=(0, 0)), UserContext(history=(0,), scenario="item", trigger=0), UserContext()]
+        history, request = make_history(contexts, 6), make_request(model, contexts)
+        exact = torch.cat([trained_scores(model, history, request, torch.full((3, 1), i)) for i in range(items)], 1)
+        assert torch.allclose(exact.exp().sum(1), torch.ones(3), atol=1e-5)
+        every = torch.arange(items).expand(3, -1)
+        assert torch.allclose(score_items(model, history, request, every), exact, atol=1e-5)
+        beam = beam_search(model, history, request, items)
+        assert torch.allclose(beam.scores, exact.sort(1, descending=True).values, atol=1e-5)
+        assert torch.allclose(exact.gather(1, beam.items), beam.scores, atol=1e-5)
+
+
 @pytest.mark.parametrize("retrieved", [0, 1, 2])
 def test_search_scores_are_those_that_training_sees(retrieved: int) -> None:
     model = tiny_model(retrieved=retrieved)
     contexts = [c for c in CONTEXTS if c.history]
     history, request = make_history(contexts, 6), make_request(model, contexts)
     targets = torch.tensor([[7], [8], [9]])
-    memory = model.encode(history)
-    lengths = (history.rows >= 0).sum(1)
-    distance = (lengths[:, None] - 1 - torch.arange(history.rows.shape[1]))[:, None]
-    distance = model.visible(history, request, distance)
-    hidden = model.decode(memory, request, targets, distance)[:, 0]
-    trained = model.log_likelihood(hidden, targets[:, 0]).sum(1)
-    assert torch.allclose(trained, score_items(model, history, request, targets)[:, 0], atol=1e-5)
+    trained = trained_scores(model, history, request, targets)
+    assert torch.allclose(trained, score_items(model, history, request, targets), atol=1e-5)
 
 
 def test_the_encoder_never_sees_the_future() -> None:
