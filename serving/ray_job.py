@@ -257,7 +257,8 @@ def ray_instruct(
             raise GenrecError(
                 f"no prompt fits the model {engine.name}; choose a model that reads more, or a shorter one"
             )
-        keep(dict.fromkeys(unfit))
+        if unfit:
+            keep(dict.fromkeys(unfit))
         missing, invalid, why = {k: c for k, c in waiting.items() if k not in unfit}, {}, ""
         for replies in engine.replies(work, schema) if missing else ():
             found: dict[Key, Instruction | None] = {}
@@ -354,24 +355,29 @@ def start(address: str | None = None, cpus: int | None = None) -> None:
     import ray
     from ray.data import DataContext
 
-    settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
     # An engine of Ray's lives in a process beside its worker; several on one machine must not be bound to one core.
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     environment |= {name: os.environ[name] for name in environment if name in os.environ}
-    if not address:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    settings: dict[str, Any]
+    if address:
+        settings, inherited = {"address": address, "runtime_env": {"env_vars": environment}}, {}
+    else:
+        settings = {"num_cpus": cpus, "include_dashboard": False}
+        inherited = environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    before = {name: os.environ.get(name) for name in inherited}
+    os.environ.update(inherited)
     try:
-        ray.init(
-            **settings,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            ignore_reinit_error=True,
-            runtime_env={"env_vars": environment},
-        )
+        ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
         raise GenrecError(f"cannot use the Ray cluster at {address or 'this machine'} ({line})") from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
