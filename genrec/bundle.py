@@ -29,7 +29,7 @@ from genrec.data import Dataset, read_dataset
 from genrec.errors import GenrecError
 from genrec.instructions.store import InstructionStore, open_store
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, read_json, sha256, write_json
+from genrec.io import atomic, check_shape, read_json, remove_temporaries, sha256, write_json
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs
 from genrec.tools import FLOORS, Tool
@@ -41,10 +41,12 @@ FORMAT = 2  # 2: fusion weights per scenario
 MANIFEST = "bundle.json"
 STORE = "instructions.sqlite"
 TIMELINE = "timeline.parquet"
+CONFIG = {"data": str, "protocol": str, "embedder": str, "embeddings": str, "tools": list, "seed": int}  # read here
 
 
 def seal(folder: Path, config: dict[str, Any]) -> None:
-    """Writes bundle.json over a finished folder."""
+    """Writes bundle.json over a finished folder that nobody writes into any more."""
+    remove_temporaries(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((MANIFEST, STORE)))
     write_json(
         folder / MANIFEST,
@@ -71,7 +73,12 @@ def check(folder: Path) -> dict[str, Any]:
         raise GenrecError(
             f"{folder} is a bundle of format {found}, this genrec ({__version__}) reads format {FORMAT}; fit it again"
         )
+    check_shape(folder / MANIFEST, manifest, {"config": dict, "files": dict})
+    config = check_shape(folder / MANIFEST, manifest["config"], CONFIG)
+    if unknown := [name for name in config["tools"] if name not in list(FLOORS)]:
+        raise GenrecError(f"{folder / MANIFEST} is damaged: unknown tool {unknown[0]!r}")
     for name, expected in manifest["files"].items():
+        check_shape(folder / MANIFEST, expected, {"bytes": int, "sha256": str})
         path = folder / name
         if not path.is_file():
             raise GenrecError(f"{folder} is incomplete: {name} is missing; fit it again")

@@ -217,7 +217,7 @@ def _model(one: argparse.ArgumentParser) -> None:
     one.add_argument("--backend", choices=backends, default="auto", help="auto takes vllm where it is installed")
     one.add_argument(
         "--model",
-        help="language model: a folder or a hub name (default: the packaged SmolLM2-135M); its name at an --endpoint",
+        help="language model: folder, adapter or hub name (default: packaged SmolLM2-135M); its name at an --endpoint",
     )
     one.add_argument(
         "--endpoint", metavar="URL", help="an OpenAI-compatible server, such as vllm serve; its key in GENREC_API_KEY"
@@ -229,7 +229,7 @@ def _model(one: argparse.ArgumentParser) -> None:
 
 def _prompt(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "--prompt", default=commands.PROMPT, help="prompt template, see python -m prompts (default: %(default)s)"
+        "--prompt", help=f"prompt template, see python -m prompts (default: the adapter's own, else {commands.PROMPT})"
     )
 
 

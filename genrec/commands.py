@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 8}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
-PROMPT = "intent_v1"
+PROMPT = "intent_v1"  # of a model that is no adapter with a prompt of its own
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def demo(args: argparse.Namespace) -> None:
         recommender = Recommender.load(args.bundle, args.store)
         users = recommender.bundle.dataset.sequences.users
         asked = [recommender.context(user=user) for user in users[: args.users]]
-        write_instructions(recommender, asked, PROMPT, model_of(args, report), report)
+        write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report)
         found = recommender.recommend(recommender.context(user=users[0]), k=10)
     terminal.show_report(_stored_report(args.bundle))
     terminal.show_trace(found.as_dict(recommender.bundle.dataset.catalog))
@@ -138,6 +138,8 @@ def fit(args: argparse.Namespace) -> None:
 
 def instruct(args: argparse.Namespace) -> None:
     """Runs the near-line batch job over users of a bundle."""
+    if twice := [user for i, user in enumerate(args.user or []) if user in args.user[:i]]:
+        raise GenrecError(f"user {twice[0]!r} is given twice; name each once")
     with terminal.work("instruct") as report:
         from serving.instruct import CHUNK, in_shard
 
@@ -149,7 +151,7 @@ def instruct(args: argparse.Namespace) -> None:
         if args.expire is not None:
             report(f"{store.expire(time.time() - args.expire):,} old instructions expired")
         chunk = max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK
-        done = write_instructions(recommender, asked, args.prompt, model_of(args, report), report, chunk)
+        done = write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report, chunk)
     if args.json:
         terminal.show_json(done.as_dict() | {"stored": store.count()})
         return
@@ -209,6 +211,13 @@ def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callabl
         return open_model(args.backend, args.model, report=report, endpoint=args.endpoint, concurrency=args.concurrency)
 
     return make
+
+
+def prompt_of(args: argparse.Namespace) -> str:
+    """The prompt that was asked for, else the one that an adapter was trained with, else PROMPT."""
+    from serving import models
+
+    return getattr(args, "prompt", None) or models.prompt_of(args.model) or PROMPT
 
 
 def write_instructions(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG,
 )  # fmt: skip
+TEMPORARY = ".*.tmp"  # names of files that are being written; a killed process leaves them
 
 
 @contextlib.contextmanager
@@ -52,6 +53,26 @@ def _cannot_write(path: Path, error: OSError) -> GenrecError:
     return GenrecError(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed writers left below a folder. Nobody may be writing there."""
+    for path in folder.rglob(TEMPORARY):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds the lock of a file, which is made if need be; the system takes it from a killed process. Raises GenrecError
+    with the text `busy` where another process holds it."""
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GenrecError(busy) from None
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with atomic(path) as temporary:
@@ -71,6 +92,19 @@ def read_json(path: Path) -> Any:
         raise GenrecError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GenrecError(f"{path} is not valid JSON ({error}); it may be cut off") from None
+
+
+def check_shape(path: Path, value: Any, shape: Mapping[str, type]) -> dict[str, Any]:
+    """The value read from `path` as an object whose fields have these types. Raises GenrecError naming the first that
+    has not."""
+    if not isinstance(value, dict):
+        raise GenrecError(f"{path} is damaged: it holds no JSON object")
+    for name, kind in shape.items():
+        if name not in value:
+            raise GenrecError(f"{path} is damaged: {name!r} is missing")
+        if not isinstance(value[name], kind) or isinstance(value[name], bool) is not (kind is bool):
+            raise GenrecError(f"{path} is damaged: {name!r} is not of type {kind.__name__}")
+    return value
 
 
 def sha256(path: Path) -> str:

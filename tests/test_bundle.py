@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +58,31 @@ def test_a_cut_off_manifest_is_refused(copy: Path) -> None:
     (copy / "bundle.json").write_text(text[: len(text) // 2])
     with pytest.raises(GenrecError, match="not valid JSON"):
         Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: [], "format None"),
+        (lambda m: m | {"format": "1"}, "format 1"),
+        (lambda m: m | {"files": []}, "damaged: 'files' is not of type dict"),
+        (lambda m: {k: v for k, v in m.items() if k != "files"}, "damaged: 'files' is missing"),
+        (lambda m: m | {"files": dict.fromkeys(m["files"], 3)}, "damaged: it holds no JSON object"),
+        (lambda m: m | {"files": {"x": {"bytes": 3}}}, "damaged: 'sha256' is missing"),
+        (lambda m: m | {"files": {"x": {"bytes": True, "sha256": ""}}}, "not of type int"),
+        (lambda m: m | {"config": None}, "damaged: 'config' is not of type dict"),
+        (lambda m: m | {"config": {}}, "damaged: 'data' is missing"),
+        (lambda m: m | {"config": m["config"] | {"tools": "ease"}}, "damaged: 'tools' is not of type list"),
+        (lambda m: m | {"config": m["config"] | {"tools": ["magic"]}}, "unknown tool 'magic'"),
+        (lambda m: m | {"config": m["config"] | {"tools": [["ease"]]}}, "unknown tool"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(change: Callable[[Any], Any], says: str, copy: Path) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(change(manifest)))
+    with pytest.raises(GenrecError, match=re.escape(says)) as error:
+        Bundle.load(copy)
+    assert "bundle.json" in str(error.value) or str(copy) in str(error.value)
 
 
 def test_what_is_no_bundle_is_said(tmp_path: Path) -> None:

@@ -428,6 +428,13 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
 
 
+def test_a_user_given_twice_is_refused_before_the_model_starts(
+    own_bundle: Path, scripted: list[str], capsys: Capture
+) -> None:
+    ask = ("instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u2", "--user", "u1")
+    assert "user 'u1' is given twice" in error_of(capsys, *ask) and scripted == []
+
+
 def test_instructions_by_an_endpoint(own_bundle: Path, capsys: Capture) -> None:
     from tests.serving.endpoint_server import completion, error, serving
 
@@ -553,7 +560,7 @@ def test_demo_ends_in_the_page(
 def test_a_missing_gradio_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for command in ("ui", "demo"):
-        assert "pip install 'genrec[ui]'" in error_of(capsys, command, "--bundle", "nowhere")
+        assert "-m uv pip install -e '.[ui]'" in error_of(capsys, command, "--bundle", "nowhere")
 
 
 # -- exits and streams ------------------------------------------------------------------------------

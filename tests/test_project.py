@@ -195,6 +195,24 @@ def test_what_breaks_other_packages_is_kept_out() -> None:
     run(sys.executable, "-c", "import peft, sentence_transformers, trl", folder=ROOT)
 
 
+def test_what_is_named_as_missing_can_be_installed() -> None:
+    """Every missing_package("name ...", "extra") names an extra that brings a distribution of that name."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    calls = [
+        (path, node)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "missing_package"
+    ]
+    assert len(calls) >= 8
+    for path, call in calls:
+        named, extra = (ast.unparse(argument).strip("f'\"") for argument in call.args)
+        brought = [re.split(r"[\[<>= ]", line)[0] for line in extras[extra]]
+        first = named.split(" ")[0]
+        assert first.startswith("{") or any(first in name for name in brought), f"{path}: {named} is not in {extra}"
+
+
 def test_data_files_of_packages_are_installed() -> None:
     kinds = PROJECT["tool"]["setuptools"]["package-data"]
     for package in PACKAGES:

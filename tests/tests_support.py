@@ -1,5 +1,5 @@
-"""What many tests share: a tiny shop (some sixty items in six categories, users who stay in one or two) and a tiny
-generator with random weights."""
+"""What many tests share: a tiny shop (some sixty items in six categories, users who stay in one or two), a tiny
+generator and a tiny language model with random weights."""
 
 from __future__ import annotations
 
@@ -64,3 +64,39 @@ def tiny_model(
     return model.set_catalog(
         Trie.build(chosen), torch.from_numpy(rng.normal(size=(items, TEXT)).astype(np.float32))
     ).eval()
+
+
+CHAT_TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{{ m['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def tiny_llama(folder: Path, layers: int = 1, positions: int = 256) -> Path:
+    """A random Llama with a byte-level tokenizer, saved as a transformers folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {t: n for n, t in enumerate(marks + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(marks)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -26,7 +26,7 @@ from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ra
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
 from genrec.tokenizer.embeddings import embed_texts
 from genrec.tools import Tool
-from genrec.tools.fusion import contenders, fit_weights, search_weights, standardise
+from genrec.tools.fusion import bagged, contenders, fit_weights, search_weights, standardise
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
@@ -110,15 +110,21 @@ def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float
     wanted = rows == validation.targets[:, None]
     present = wanted.any(1)
 
-    def quality(scores: np.ndarray) -> float:
-        own = scores[np.arange(len(rows)), wanted.argmax(1)][:, None]
-        ranks = np.where(present, ((scores > own) & (rows >= 0)).sum(1).astype(np.float64), np.inf)
-        return float(ndcg(ranks, 10).mean())
-
     tools = {name: floors.get(name, 0.0) for name in blocks if name != GENERATOR}
     starts = [{**dict.fromkeys(tools, 0.0), GENERATOR: 1.0}, {**tools, GENERATOR: 0.1}]
-    tried = [search_weights(blocks, quality, start) for start in starts]
-    return max(tried, key=lambda w: quality(np.sum([np.float32(w[n]) * b for n, b in blocks.items()], axis=0)))
+
+    def choose(at: np.ndarray) -> dict[str, float]:
+        own = {name: block[at] for name, block in blocks.items()}
+        there, place = rows[at] >= 0, wanted[at].argmax(1)[:, None]
+
+        def quality(scores: np.ndarray) -> float:
+            above = ((scores > np.take_along_axis(scores, place, 1)) & there).sum(1)
+            return float(ndcg(np.where(present[at], above.astype(np.float64), np.inf), 10).mean())
+
+        tried = [search_weights(own, quality, start) for start in starts]
+        return max(tried, key=lambda w: quality(np.sum([np.float32(w[n]) * b for n, b in own.items()], axis=0)))
+
+    return bagged(len(rows), choose)
 
 
 def rank_systems(

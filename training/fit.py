@@ -9,6 +9,7 @@ is renamed to <out> in one move.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -38,7 +39,7 @@ from genrec.data import (
 from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, check_writable, digest, read_json, write_json, write_text
+from genrec.io import atomic, check_writable, digest, locked, read_json, write_json, write_text
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -86,24 +87,59 @@ class Fit:
     def run(self) -> Path:
         """The finished bundle. An existing bundle of the same config is returned as it is."""
         identity = identity_of(self.config)
-        if (self.out / MANIFEST).is_file():
-            if Bundle.load(self.out).config == identity:
-                self.report(f"{self.out} is there already, made with the same settings")
-                return self.out
-            raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
+        if self.finished(identity):
+            return self.out
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise GenrecError(f"{self.out} exists and is no bundle; choose another --out")
         started = self.work / "config.json"
-        if started.exists() and read_json(started) != identity:
+        begun = started.exists() and any((self.work / "done").glob("*"))  # with data that can be fitted
+        if begun and read_json(started) != identity:
             raise GenrecError(
                 f"{self.work} holds a started fit of other settings or data; remove it or choose another --out"
             )
         for path in filter(None, (self.config.embeddings, self.config.instructions)):
             if not Path(path).is_file():
                 raise GenrecError(f"{path}: no such file")
+        if self.work.exists() and not self.ours():
+            raise GenrecError(f"{self.work} exists and is no started fit; choose another --out")
         quiet()
         check_writable(self.folder)
-        write_json(started, identity)
+        with locked(self.work / "lock", f"another fit is at work in {self.work}; wait for it or choose another --out"):
+            if not self.finished(identity):  # by a fit that has just ended
+                self.make(identity)
+        return self.out
+
+    def finished(self, identity: dict[str, Any]) -> bool:
+        """Whether the bundle is there, made with the same settings. Clears away the work folder that a kill after the
+        last move leaves. Raises GenrecError for a bundle of other settings."""
+        if not (self.out / MANIFEST).is_file():
+            return False
+        if Bundle.load(self.out).config != identity:
+            raise GenrecError(f"{self.out} holds a bundle of other settings or data; remove it or choose another --out")
+        started = self.work / "config.json"
+        if self.ours() and (not started.exists() or read_json(started) == identity):
+            self.clear()
+        self.report(f"{self.out} is there already, made with the same settings")
+        return True
+
+    def ours(self) -> bool:
+        """Whether the work folder is that of a started fit, or of one that was killed before it began."""
+        there = {path.name for path in self.work.iterdir()} if self.work.is_dir() else {""}
+        return "config.json" in there or there <= {self.folder.name, "lock"}
+
+    def clear(self) -> None:
+        """Removes the work folder; what makes it ours goes last."""
+        with contextlib.suppress(FileNotFoundError):  # another process clears it too
+            for path in self.work.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != "config.json":
+                    path.unlink(missing_ok=True)
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def make(self, identity: dict[str, Any]) -> None:
+        """Runs the stages and moves the result into place."""
+        write_json(self.work / "config.json", identity)
         self.stage("data", self.data)
         self.dataset = read_dataset(self.folder / "data")
         self.split = SPLITS[self.config.protocol](self.dataset)
@@ -122,8 +158,7 @@ class Fit:
         if self.out.exists():
             self.out.rmdir()
         self.folder.replace(self.out)
-        shutil.rmtree(self.work)
-        return self.out
+        self.clear()
 
     # -- stages -------------------------------------------------------------------------------------
 

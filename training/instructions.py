@@ -2,6 +2,7 @@
 
     python -m training.instructions --data ml-100k --protocol rolling --writer template --out template.parquet
     python -m training.instructions --data ml-100k --protocol rolling --writer model --out zero-shot.parquet
+    python -m training.instructions --data ml-100k --writer model --model ml-100k-v1 --out fine-tuned.parquet
     python -m training.instructions --shuffle template.parquet --out shuffled.parquet
     genrec fit --data ml-100k --protocol rolling --instructions template.parquet --out bundles/told
 
@@ -32,6 +33,7 @@ from genrec.instructions.timeline import Timeline
 from genrec.io import check_writable
 from serving.instruct import instruct
 from serving.llm import Backend, open_model
+from serving.models import prompt_of
 from training.config import PROTOCOLS
 from training.fit import SPLITS
 
@@ -98,9 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", default="ml-100k", help="as for genrec fit (default: %(default)s)")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="rolling", help="the split (default: %(default)s)")
     parser.add_argument("--writer", choices=("template", "model"), default="template", help="who writes")
-    parser.add_argument("--prompt", default="intent_v1", help="see python -m prompts (default: %(default)s)")
+    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v1)")
     parser.add_argument("--backend", default="auto", help="of the model (default: %(default)s)")
-    parser.add_argument("--model", help="a folder or hub name (default: the packaged model)")
+    parser.add_argument("--model", help="a folder, adapter or hub name (default: the packaged model)")
     parser.add_argument("--window", type=int, default=10, help="events that follow one instruction")
     parser.add_argument("--windows", type=int, default=3, help="windows of training events per user")
     parser.add_argument("--shuffle", type=Path, metavar="FILE", help="shuffle this timeline between users instead")
@@ -114,16 +116,17 @@ def main(argv: list[str] | None = None) -> int:
         if args.shuffle:
             timeline = Timeline.load(args.shuffle).shuffled(args.seed)
         else:
+            prompt = args.prompt or prompt_of(args.model) or "intent_v1"
             dataset = load_dataset(args.data)
             asked = points(dataset, SPLITS[args.protocol](dataset), args.window, args.windows)
             sys.stderr.write(f"{len(asked):,} instructions for {len(dataset.sequences):,} users\n")
             if args.writer == MODEL:
-                timeline = write(dataset, asked, args.prompt, None, None)
+                timeline = write(dataset, asked, prompt, None, None)
             else:
                 engine = open_model(args.backend, args.model, report=_say)
                 try:
                     with open_store(args.out.with_suffix(".sqlite")) as store:
-                        timeline = write(dataset, asked, args.prompt, engine, store, _say)
+                        timeline = write(dataset, asked, prompt, engine, store, _say)
                 finally:
                     engine.close()
         timeline.save(args.out)

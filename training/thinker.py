@@ -174,7 +174,11 @@ def train(config: ThinkerConfig, report: Report = print) -> Path:
     losses["after"] = _loss(trainer) if measured else None
     about = {
         "settings": identity,
-        "base": {"name": base, "sha256": _weights_digest(Path(path))},
+        "base": {
+            "name": base,
+            "model": str(Path(path).resolve()) if config.model else base,
+            "sha256": _weights_digest(Path(path)),
+        },
         "examples": len(taught),
         "held_out_loss": losses,
         "resumed": checkpoint is not None,
@@ -299,7 +303,7 @@ def _weights_digest(folder: Path) -> str:
 
 
 def _keep(trainer: Trainer, out: Path, about: dict[str, Any]) -> None:
-    """Adapter weights in bfloat16, their configuration without local paths, and the provenance; whole or not at all."""
+    """Adapter weights in bfloat16, their configuration and the provenance; whole or not at all."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -310,7 +314,7 @@ def _keep(trainer: Trainer, out: Path, about: dict[str, Any]) -> None:
     }
     settings = model.peft_config["default"].to_dict()
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items() if v is not None}
-    settings |= {"base_model_name_or_path": about["base"]["name"], "inference_mode": True}
+    settings |= {"base_model_name_or_path": about["base"]["model"], "inference_mode": True}
     with whole_folder(out) as temporary:
         save_file(weights, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "adapter_config.json", settings)

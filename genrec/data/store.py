@@ -14,10 +14,11 @@ import pyarrow.parquet
 
 from genrec.data.dataset import Catalog, Dataset, Sequences
 from genrec.errors import GenrecError
-from genrec.io import atomic, read_json, sha256, write_json
+from genrec.io import atomic, check_shape, read_json, sha256, write_json
 
 MANIFEST = "dataset.json"
 FORMAT = 1
+SHAPE = {"name": str, "fields": list, "scenarios": list, "notes": dict, "sha256": dict}
 FILES = ("catalog.parquet", "users.parquet", "events.parquet")
 
 
@@ -51,11 +52,12 @@ def read_dataset(folder: Path) -> Dataset:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise GenrecError(f"{folder / MANIFEST} is not a data set of format {FORMAT}; make it again with this version")
+    check_shape(folder / MANIFEST, manifest, SHAPE)
     for file in FILES:
         path = folder / file
         if not path.is_file():
             raise GenrecError(f"{path} is missing; make the data set again")
-        if sha256(path) != manifest.get("sha256", {}).get(file):
+        if sha256(path) != manifest["sha256"].get(file):
             raise GenrecError(f"{path} does not match its checksum (cut off or changed); make the data set again")
     catalog, users, events = (pa.parquet.read_table(folder / file) for file in FILES)
     sequences = Sequences(

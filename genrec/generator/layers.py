@@ -44,14 +44,18 @@ class Attention(nn.Module):
         return self.o(x.transpose(-2, -3).flatten(-2))
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.kv(memory).chunk(2, -1)
+        """Keys and values of memory [B, T, d]; in searches with zeros up to a multiple of LANES positions, which
+        `forward` masks (in training the copies would cost more than they save)."""
+        kv = self.kv(memory)
+        if not torch.is_grad_enabled():
+            kv = F.pad(kv, (0, 0, 0, -memory.shape[-2] % LANES))
+        keys, values = kv.chunk(2, -1)
         return self.split(keys), self.split(values)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        spare = -keys.shape[-2] % LANES
-        if spare:
-            keys, values = (F.pad(t, (0, 0, 0, spare)) for t in (keys, values))
-            bias = F.pad(bias, (0, spare), value=MASKED)
+        """x: [..., Q, d]; keys, values: of `keys_values`; bias: [..., 1 or H, 1 or Q, T], added to the logits."""
+        spare = keys.shape[-2] - bias.shape[-1]
+        bias = F.pad(bias, (0, spare), value=MASKED) if spare else bias
         return self.join(F.scaled_dot_product_attention(self.split(self.q(x)), keys, values, attn_mask=bias))
 
 

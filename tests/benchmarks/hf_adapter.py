@@ -51,30 +51,28 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
         self.encoder = Encoder(model)
         trie = model.trie
         assert trie is not None
-        self.code_of = [c + FIRST_CODE + level * config.codes for level, c in enumerate(trie.codes)]
-        self.tokens_below = [
-            {int(self.code_of[level][n]): int(n) for n in row[row >= 0]}
-            for level in range(trie.levels)
-            for row in trie.children[level]
-        ]
-        self.child_table = trie.children
-        sizes = [trie.size(level) for level in range(trie.levels)]
-        self.first = [sum(sizes[:level]) for level in range(trie.levels)]
+        self.token_of = [c + FIRST_CODE + level * config.codes for level, c in enumerate(trie.codes)]
+        self.child_tokens = [t[c.clamp(min=0)] for t, c in zip(self.token_of, trie.children, strict=True)]
+        # what prefix_allowed_tokens_fn looks up: the tokens below every prefix of tokens, and the node it leads to
+        prefixes: list[tuple[int, ...]] = [()]
+        self.tokens_below: dict[tuple[int, ...], list[int]] = {}
+        self.node: dict[tuple[int, ...], int] = {(): 0}
+        for tokens, parents, counts in zip(self.token_of, trie.parents, trie.child_count, strict=True):
+            runs = tokens.split(counts.tolist())
+            self.tokens_below |= {p: run.tolist() for p, run in zip(prefixes, runs, strict=True)}
+            prefixes = [(*prefixes[p], t) for p, t in zip(parents.tolist(), tokens.tolist(), strict=True)]
+            self.node |= {p: n for n, p in enumerate(prefixes)}
 
     def get_encoder(self, *_: object, **__: object) -> nn.Module:
         return self.encoder
 
-    def node(self, tokens: list[int]) -> int:
-        """The trie node of the codes in a decoder sequence."""
-        node = 0
-        for level, token in enumerate(tokens):
-            node = self.tokens_below[self.first[level] + node][token]
-        return node
+    def nodes(self, ids: Tensor) -> Tensor:
+        """The trie nodes of decoder sequences."""
+        return torch.tensor([self.node[tuple(row)] for row in ids[:, PREFIX:].tolist()])
 
     def allowed_tokens(self, _: int, ids: Tensor) -> list[int]:
         """For prefix_allowed_tokens_fn."""
-        codes = ids[PREFIX:].tolist()
-        return list(self.tokens_below[self.first[len(codes)] + self.node(codes)])
+        return self.tokens_below[tuple(ids[PREFIX:].tolist())]
 
     def prepare_inputs_for_generation(self, decoder_input_ids: Tensor, past_key_values=None, encoder_outputs=None, **_):
         return {
@@ -106,7 +104,8 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
         causal = torch.full((new, done + new), MASKED).triu(1 + done)
         for i, layer in enumerate(model.decoder_layers):
             y = layer.self_norm(x)
-            keys, values = past_key_values.self_attention_cache.update(*layer.self_attention.keys_values(y), i)
+            here = (t[:, :, :new] for t in layer.self_attention.keys_values(y))
+            keys, values = past_key_values.self_attention_cache.update(*here, i)
             x = x + layer.self_attention(y, keys, values, causal)
             if past_key_values.is_updated.get(i):
                 cross = past_key_values.cross_attention_cache.layers[i]
@@ -120,18 +119,19 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
             x = x + layer.feed_forward(x)
         hidden = model.decoder_norm(x[:, -1])
         level = ids.shape[1] - PREFIX
-        nodes = torch.tensor([self.node(row) for row in ids[:, PREFIX:].tolist()])
-        children = self.child_table[level][nodes]
-        vectors = model.node_vectors(level)[children.clamp(min=0)]
-        scores = torch.einsum("bd,bcd->bc", hidden, vectors).masked_fill(children < 0, MASKED)
+        nodes = self.nodes(ids)
+        scores = model.child_scores(level, hidden, nodes)
         logits = torch.full((batch, self.config.vocab_size), MASKED)
-        tokens = self.code_of[level][children.clamp(min=0)].masked_fill(children < 0, 0)
-        logits.scatter_(1, tokens, scores)
+        logits.scatter_(1, self.child_tokens[level][nodes].masked_fill(scores <= MASKED / 2, 0), scores)
         return Seq2SeqLMOutput(logits=logits[:, None], past_key_values=past_key_values)
 
     @torch.no_grad()
-    def search(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Their beam search: items [B, W] and log-probabilities, for histories rows [B, T]."""
+    def search(self, rows: Tensor, width: int, constrained: bool = True) -> tuple[Tensor, Tensor]:
+        """Their beam search: items [B, W] and log-probabilities, for histories rows [B, T].
+
+        constrained: legal tokens by transformers' own `prefix_allowed_tokens_fn`. Without it nothing but the logits of
+        `forward`, which are low for illegal tokens, keeps the search legal: quicker, and part of it is our code.
+        """
         start = torch.tensor([[1, 2, 3]]).expand(len(rows), -1)
         found = self.generate(
             input_ids=rows,
@@ -142,14 +142,13 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
             min_new_tokens=self.config.levels,
             do_sample=False,
             length_penalty=0.0,
-            renormalize_logits=True,
-            prefix_allowed_tokens_fn=self.allowed_tokens,
+            renormalize_logits=constrained,
+            prefix_allowed_tokens_fn=self.allowed_tokens if constrained else None,
             pad_token_id=0,
             decoder_start_token_id=1,
             eos_token_id=None,
             return_dict_in_generate=True,
             output_scores=True,
         )
-        nodes = torch.tensor([self.node(s) for s in found.sequences[:, PREFIX:].tolist()])
-        items = self.model.leaf_items[nodes].view(len(rows), width)
+        items = self.model.leaf_items[self.nodes(found.sequences)].view(len(rows), width)
         return items, F.threshold(found.sequences_scores.view(len(rows), width), -1e8, -1e8)

@@ -82,6 +82,14 @@ def test_manifest_missing_cut_off_or_of_another_format(data: Dataset, tmp_path: 
     manifest.write_text(json.dumps(json.loads(whole) | {"format": 2}))
     with pytest.raises(GenrecError, match="not a data set of format 1"):
         read_dataset(tmp_path)
+    for change, says in (
+        ([], "not a data set of format 1"),
+        (json.loads(whole) | {"sha256": []}, "'sha256' is not of type dict"),
+        ({k: v for k, v in json.loads(whole).items() if k != "fields"}, "'fields' is missing"),
+    ):
+        manifest.write_text(json.dumps(change))
+        with pytest.raises(GenrecError, match=says):
+            read_dataset(tmp_path)
 
 
 def test_a_save_that_dies_leaves_nothing_readable(

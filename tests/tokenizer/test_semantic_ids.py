@@ -6,7 +6,7 @@ import torch
 
 from genrec.errors import GenrecError
 from genrec.tokenizer.report import report
-from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
+from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig, _spread
 from genrec.tokenizer.trie import Trie
 
 
@@ -43,10 +43,35 @@ def test_the_report_sees_structure_and_its_absence() -> None:
     assert all(0 < u <= 1 for u in good.utilisation) and all(0 <= e <= np.log(16) for e in good.entropy)
 
 
-def test_prefix_groups_beyond_the_codebook_name_the_cure() -> None:
-    x = np.concatenate([np.zeros((9, 4)), np.eye(4)]).astype(np.float32)
-    with pytest.raises(GenrecError, match="more codes or one more level"):
+def test_thousands_of_equal_titles_get_ids_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(500, 8))
+    x = np.concatenate([others[:250], np.tile(others[:1], (4000, 1)), others[250:]]).astype(np.float32)
+    config = TokenizerConfig(levels=3, codes=24)
+    ids = SemanticIDs.fit(x, config)
+    assert np.array_equal(ids.codes, SemanticIDs.fit(x, config).codes)
+    assert len(np.unique(ids.codes, axis=0)) == 4500 and ids.trie.items == 4500
+    for length in (1, 2):  # nowhere more than fit
+        assert np.unique(ids.codes[:, :length], axis=0, return_counts=True)[1].max() <= 24 ** (3 - length)
+    assert len(np.unique(ids.codes[250:4250, 0])) <= 9  # of at least 7: they stay together as far as they fit
+
+
+def test_overflow_leaves_the_nearest_and_moves_the_others_to_the_nearest_code_with_room() -> None:
+    book = np.array([[0.0], [1.0], [3.0]], np.float32)
+    codes = np.array([[7, 0], [7, 0], [7, 0], [7, 0], [7, 1], [9, 0]], np.int32)
+    residual = np.array([[0.4], [0.0], [-0.9], [0.1], [1.0], [0.3]], np.float32)
+    _spread(codes, residual, book, room=2)
+    assert codes.tolist() == [[7, 1], [7, 0], [7, 2], [7, 0], [7, 1], [9, 0]]
+    before = codes.copy()
+    _spread(codes, residual, book, room=2)
+    assert np.array_equal(codes, before)
+
+
+def test_a_catalogue_of_more_items_than_ids_names_the_cure() -> None:
+    x = np.random.default_rng(0).normal(size=(17, 4)).astype(np.float32)
+    with pytest.raises(GenrecError, match=r"16 IDs.*more codes or one more level"):
         SemanticIDs.fit(x, TokenizerConfig(levels=2, codes=4))
+    assert len(np.unique(SemanticIDs.fit(x[:16], TokenizerConfig(levels=2, codes=4)).codes, axis=0)) == 16
 
 
 def test_new_items_get_free_codes_and_old_ones_keep_theirs() -> None:
@@ -58,10 +83,12 @@ def test_new_items_get_free_codes_and_old_ones_keep_theirs() -> None:
     assert (more.codes[200:, 0] == ids.codes[:20, 0]).mean() > 0.9  # near items share their first code
 
 
-def test_a_full_prefix_refuses_a_new_item() -> None:
+def test_new_items_walk_on_from_a_full_prefix_until_no_id_is_left() -> None:
     ids = SemanticIDs.fit(np.ones((4, 3), np.float32), TokenizerConfig(levels=2, codes=4))
-    with pytest.raises(GenrecError, match="more codes"):
-        ids.extend(np.ones((1, 3), np.float32))
+    more = ids.extend(np.ones((12, 3), np.float32))
+    assert np.array_equal(more.codes[:4], ids.codes) and len(np.unique(more.codes, axis=0)) == 16
+    with pytest.raises(GenrecError, match=r"17 items cannot have different semantic IDs.*more codes"):
+        more.extend(np.ones((1, 3), np.float32))
 
 
 def test_saved_ids_come_back_and_damage_is_named(tmp_path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from genrec.bundle import Bundle
 from genrec.errors import GenrecError
-from training.fit import FitConfig, fit, read_embeddings
+from training.fit import Fit, FitConfig, fit, read_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
@@ -63,6 +63,66 @@ def test_kill_9_at_random_moments_changes_nothing(tiny_config: Callable[..., Fit
     assert not (tmp_path / "killed.work").exists()
 
 
+def test_what_a_killed_write_leaves_is_not_sealed(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "b", epochs=1)
+    left = tmp_path / "b.work" / "bundle" / "data" / ".catalog.parquet.99.tmp"
+
+    def plant(line: str) -> None:
+        if line.startswith("report: test"):
+            left.write_bytes(b"half")
+
+    bundle = fit(config, plant)
+    assert not list(bundle.rglob("*.tmp")) and not [n for n in digest(bundle) if n.endswith(".tmp")]
+    assert Bundle.load(bundle).folder == config.out
+
+
+@pytest.mark.parametrize("left", [["done/data", "config.json"], ["config.json"], []])
+def test_a_kill_after_the_last_move_is_mended_by_the_next_run(
+    left: list[str], tiny_bundle: Path, tiny_config: Callable[..., FitConfig], tmp_path: Path
+) -> None:
+    out, work = tmp_path / "b", tmp_path / "b.work"
+    shutil.copytree(tiny_bundle, out)
+    for name in left:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(json.dumps(json.loads((out / "bundle.json").read_text())["config"]))
+    work.mkdir(exist_ok=True)
+    assert fit(tiny_config(out)) == out
+    assert not work.exists()
+
+
+def test_the_work_folder_of_another_fit_and_a_foreign_one_are_left_alone(
+    tiny_bundle: Path, tiny_config: Callable[..., FitConfig], tmp_path: Path
+) -> None:
+    out, work = tmp_path / "b", tmp_path / "b.work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("years of work")
+    with pytest.raises(GenrecError, match="exists and is no started fit"):
+        fit(tiny_config(out))
+    shutil.copytree(tiny_bundle, out)
+    assert fit(tiny_config(out)) == out
+    (work / "config.json").write_text("{}")
+    assert fit(tiny_config(out)) == out
+    assert (work / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_fits_into_one_folder_are_refused_until_the_first_ends(
+    tiny_config: Callable[..., FitConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "b")
+    said: list[str] = []
+
+    def meanwhile(line: str) -> None:
+        said.append(line)
+        with pytest.raises(GenrecError, match=r"another fit is at work in .*b\.work; wait for it"):
+            fit(config)
+        raise KeyboardInterrupt
+
+    for start_of_line in ("data: shop", "data: done before"):
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, meanwhile)
+        assert said.pop().startswith(start_of_line)
+
+
 def test_a_finished_bundle_is_not_made_twice(tiny_bundle: Path, tiny_config: Callable[..., FitConfig]) -> None:
     before = (tiny_bundle / "bundle.json").stat().st_mtime_ns
     clock = time.monotonic()
@@ -95,12 +155,20 @@ def test_a_foreign_folder_is_left_alone(tiny_config: Callable[..., FitConfig], t
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_started_fit_of_other_settings_is_not_mixed_in(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
-    bad = tiny_config(tmp_path / "b", data=str(tmp_path / "missing"))
-    with pytest.raises(GenrecError):
-        fit(bad)
-    with pytest.raises(GenrecError, match="started fit of other settings"):
+def test_a_started_fit_of_other_settings_is_not_mixed_in(
+    tiny_config: Callable[..., FitConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GenrecError, match="no file or folder"):
+        fit(tiny_config(tmp_path / "b", data=str(tmp_path / "missing")))
+
+    def fail(self: Fit) -> str:
+        raise GenrecError("stopped")
+
+    monkeypatch.setattr(Fit, "embed", fail)
+    with pytest.raises(GenrecError, match="stopped"):  # the first fit kept nothing, so it does not stand in the way
         fit(tiny_config(tmp_path / "b"))
+    with pytest.raises(GenrecError, match="started fit of other settings"):
+        fit(tiny_config(tmp_path / "b", epochs=4))
 
 
 def test_the_report_holds_every_system_with_intervals(tiny_bundle: Path) -> None:

@@ -1,0 +1,219 @@
+"""What instructions are worth: the equal-input ablation of slow thinking.
+
+    python tests/benchmarks/ablate_instructions.py fit --data ml-100k --protocol rolling --work ablation \\
+        --timeline template=template.parquet --timeline shuffled=shuffled.parquet --seeds 0 1 2
+    python tests/benchmarks/ablate_instructions.py table --work ablation --out docs/results/instructions
+
+Arms: `none` (home requests alone, nothing is ever asked for), `default` (all scenarios, the learned default at home),
+and one per --timeline (see `python -m training.instructions`): the same, with these instructions in training and test.
+Memory: `plain` sees the newest RECENT + RETRIEVED events; `igr` sees the newest RECENT and the RETRIEVED that the
+instruction chooses out of HISTORY; `igr+q2i` trains that choice. All see equally many events, and share data, semantic
+IDs, tools and teaching of their seed. Every arm is a fit of its own: kill it, start it again, finished ones are kept.
+
+The table: every arm over all seeds (requests of a user are one cluster), its difference to `none` and, for instructed
+arms, to `default` and to `shuffled` of the same memory; and IGR's own recall: of the older events that share the
+wanted item's narrowest category, the share that is retrieved, beside the newest ones and the mean of a random choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from genrec.bundle import Bundle
+from genrec.data import EvalSet, Split
+from genrec.errors import GenrecError
+from genrec.evaluation.metrics import ndcg
+from genrec.evaluation.protocol import Ranked
+from genrec.evaluation.report import Report, compare, provenance, rows_of, save
+from genrec.generator.batches import TrainingData
+from genrec.generator.model import GeneratorModel
+from genrec.io import read_json, write_json
+from training.config import FitConfig
+from training.evaluate import ALONE_ROW, FUSED_ROW, chunks, fused_weights, instruction_vectors, rank_systems
+from training.fit import SPLITS, Fit
+
+RECENT, RETRIEVED, HISTORY = 20, 30, 200
+MEMORY = {
+    "plain": {"max_history": RECENT + RETRIEVED},
+    "igr": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED, "q2i": 0.0},
+    "igr+q2i": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED},
+}
+SHARED = ("instructions", "told.safetensors", "timeline.parquet", "config.json", "generator")  # what arms do not share
+
+
+class Arm(Fit):
+    """One fit of the ablation. `none` learns the home scenario alone; the fusion is chosen for home only."""
+
+    def __init__(self, config: FitConfig, asks: bool, prepared: Path) -> None:
+        super().__init__(config, lambda line: print(f"{config.out.name}: {line}", flush=True))
+        self.asks, self.prepared = asks, prepared
+
+    def run(self) -> Path:
+        if self.prepared.exists() and not self.work.exists() and not self.out.exists():
+            shutil.copytree(self.prepared, self.work)
+        return super().run()
+
+    def training_data(self, model: GeneratorModel) -> TrainingData:
+        data = super().training_data(model)
+        return data if self.asks else replace(data, tasks=())
+
+    def train_generator(self) -> str:
+        if not self.prepared.exists():
+            copy = self.prepared.with_name(f"{self.prepared.name}.{self.out.name}")
+            shutil.copytree(self.work, copy, ignore=shutil.ignore_patterns(*SHARED), dirs_exist_ok=True)
+            copy.replace(self.prepared)
+        return super().train_generator()
+
+    def choose_weights(self) -> str:
+        floors = read_json(self.work / "floors.json")["floors"]
+        sample = self.split.validation.sample(8000, seed=2)
+        fused = fused_weights(self.parts(), sample, floors)
+        write_json(self.folder / "fusion.json", {"home": {"floors": floors, "fused": fused}})
+        return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
+
+    def make_report(self) -> str:
+        """Ranks and lists of the test requests, for the table over all arms."""
+        found = {r.system: r for r in rank_systems(self.parts(), self.split.test)}
+        folder = self.folder / "report"
+        for name, system in (("alone", ALONE_ROW), ("fused", FUSED_ROW)):
+            np.save(folder / f"{name}-ranks.npy", found[system].ranks)
+            np.save(folder / f"{name}-lists.npy", found[system].lists)
+        return f"test NDCG@10 {ndcg(found[ALONE_ROW].ranks, 10).mean():.4f}"
+
+
+def fit(args: argparse.Namespace) -> None:
+    timelines = dict(part.split("=", 1) for part in args.timeline)
+    arms = args.arms or ["none", "default", *timelines]
+    unknown = set(arms) - {"none", "default", *timelines}
+    if unknown:
+        raise GenrecError(f"unknown arm {min(unknown)!r}: give --timeline {min(unknown)}=FILE")
+    for seed in args.seeds:
+        for arm in arms:
+            for memory in args.memory:
+                config = FitConfig(
+                    data=args.data,
+                    out=args.work / f"{arm}.{memory}.{seed}",
+                    protocol=args.protocol,
+                    epochs=args.epochs,
+                    seed=seed,
+                    instructions=timelines.get(arm, ""),
+                    **MEMORY[memory],
+                )
+                Arm(config, arm != "none", args.work / f"prepared.{seed}").run()
+
+
+def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
+    """Per request with an instruction and such events: the recall of the events that IGR retrieves, of as many of the
+    newest older ones, and the expectation of a random choice; float64 [B'] each."""
+    import torch
+
+    from genrec.generator.search import make_history, make_request
+
+    model, config = parts.generator, parts.generator.config
+    leaf = np.array([hash(tuple(p)) if p else 0 for p in parts.dataset.catalog.categories])
+    vectors = instruction_vectors(parts, requests)
+    out: dict[str, list[float]] = {"igr": [], "newest": [], "random": []}
+    done = 0
+    for piece in chunks(requests):
+        told = None if vectors is None else vectors[done : done + len(piece)]
+        done += len(piece)
+        history, request = make_history(piece.contexts, config.max_history), make_request(model, piece.contexts, told)
+        length = (history.rows >= 0).sum(1)
+        distance = (length[:, None] - 1 - torch.arange(history.rows.shape[1]))[:, None]
+        with torch.no_grad():
+            seen = (model.visible(history, request, distance) >= 0)[:, 0].numpy()
+        older = (distance[:, 0] >= config.recent).numpy()
+        rows, back = history.rows.numpy(), distance[:, 0].numpy()
+        for b, target in enumerate(piece.targets.tolist()):
+            wanted = older[b] & (leaf[rows[b]] == leaf[target]) & (rows[b] >= 0)
+            k = int((older[b] & seen[b]).sum())
+            if not wanted.any() or not k or not bool(request.instructed[b, 0]):
+                continue
+            newest = older[b] & (back[b] < config.recent + k)
+            out["igr"].append((wanted & seen[b]).sum() / wanted.sum())
+            out["newest"].append((wanted & newest).sum() / wanted.sum())
+            out["random"].append(k / older[b].sum())
+    return {name: np.array(values) for name, values in out.items()}
+
+
+def table(args: argparse.Namespace) -> None:
+    clock = time.perf_counter()
+    folders: dict[str, dict[int, Path]] = {}
+    for path in sorted(args.work.glob("*.*.[0-9]")):
+        if (path / "bundle.json").is_file():
+            name, _, seed = path.name.rpartition(".")
+            folders.setdefault(name, {})[int(seed)] = path
+    if not folders:
+        raise GenrecError(f"{args.work} holds no finished arm: run this script's `fit` first")
+    seeds = sorted(set.intersection(*(set(found) for found in folders.values())))
+    first = Bundle.load(next(iter(folders.values()))[seeds[0]])
+    split: Split = SPLITS[first.config["protocol"]](first.dataset)
+    requests = split.test.take(np.tile(np.arange(len(split.test)), len(seeds)))
+    rows, pairs, ranked, recall = [], [], {}, {}
+    for name, found in folders.items():
+        for part in ("alone", "fused"):
+            label = f"{name.replace('.', ', ')}: {part}"
+            ranks, lists = (
+                np.concatenate([np.load(found[s] / "report" / f"{part}-{what}.npy") for s in seeds])
+                for what in ("ranks", "lists")
+            )
+            ranked[name, part] = Ranked(label, ranks, lists)
+            rows += [r for r in rows_of(ranked[name, part], requests, fits=len(seeds)) if r.slice == "all"]
+        bundles = [Bundle.load(found[s]) for s in seeds]
+        if bundles[0].config["retrieved"] and bundles[0].timeline is not None:
+            each = [retrieval(parts, split.test) for parts in bundles]
+            recall[name] = {k: round(float(np.mean([e[k].mean() for e in each])), 4) for k in each[0]}
+            recall[name]["requests"] = len(each[0]["igr"])
+    for name, part in ranked:
+        arm, _, memory = name.partition(".")
+        bases = ["none.plain"] if name != "none.plain" else []
+        if arm not in ("none", "default"):
+            bases += [f"default.{memory}", f"shuffled.{memory}"] if arm != "shuffled" else [f"default.{memory}"]
+        bases += [f"{arm}.plain"] if memory != "plain" and arm != "none" else []
+        for base in dict.fromkeys(bases):
+            if (base, part) in ranked:
+                found = compare(ranked[name, part], ranked[base, part], requests, fits=len(seeds))
+                pairs += [c for c in found if c.slice == "all"]
+    about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
+    about |= {"settings": first.config | {"memory": MEMORY}, "retrieval_recall": recall}
+    save(Report(f"{first.dataset.name}: instructions", tuple(rows), tuple(pairs), about), args.out)
+    print(f"{args.out}: {len(folders)} arms, {len(seeds)} seeds")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("fit", help="fit the arms")
+    one.add_argument("--data", required=True)
+    one.add_argument("--protocol", default="rolling")
+    one.add_argument("--epochs", type=int, default=8)
+    one.add_argument("--timeline", action="append", default=[], metavar="NAME=FILE")
+    one.add_argument("--arms", nargs="+", help="some of them (default: all)")
+    one.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY))
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    one.add_argument("--work", type=Path, required=True)
+    one.set_defaults(run=fit)
+    one = commands.add_parser("table", help="the table over finished arms")
+    one.add_argument("--work", type=Path, required=True)
+    one.add_argument("--out", type=Path, required=True)
+    one.set_defaults(run=table)
+    args = parser.parse_args()
+    try:
+        args.run(args)
+    except GenrecError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
