@@ -53,7 +53,7 @@ from serving.instruct import (
 from serving.llm import Backend, PromptTooLong, choose_dtype, open_model
 from serving.llm.base import REPETITION_PENALTY
 from serving.llm.vllm import ENVIRONMENT, engine_settings
-from serving.models import find_model
+from serving.models import find_model, prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -394,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--store", default=os.environ.get("GENREC_STORE") or None, help="as for genrec instruct")
     parser.add_argument("--users", type=int, help="the first N users (default: all)")
     parser.add_argument("--scenario", default="home", help="what for (default: %(default)s)")
-    parser.add_argument("--prompt", default="intent_v1", help="see python -m prompts (default: %(default)s)")
+    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v1)")
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="vllm", help="default: %(default)s")
     parser.add_argument(
         "--model", help="a folder that all workers can read, or a hub name (default: the packaged model)"
@@ -408,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
         from genrec.recommender import Recommender
 
         recommender = Recommender.load(args.bundle, args.store)
-        bundle, template = recommender.bundle, prompts.load(args.prompt)
+        bundle, template = recommender.bundle, prompts.load(args.prompt or prompt_of(args.model) or "intent_v1")
         users = bundle.dataset.sequences.users[: args.users]
         asked = [recommender.context(user=user, scenario=args.scenario) for user in users]
         engine = _engine(args)
