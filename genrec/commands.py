@@ -188,7 +188,7 @@ def worker(args: argparse.Namespace) -> None:
             args.every,
             chunk=max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK,
         )
-        template, evidence = prompts.load(args.prompt), tool_evidence(bundle)
+        template, evidence = prompts.load(prompt_of(args)), tool_evidence(bundle)
         keeper = Worker(catalog, template, bundle.store, model_of(args, report), config, evidence, report)
         with interrupted_by(signal.SIGTERM):
             done = keeper.run(Interactions(args.data or bundle.config["data"], catalog, report), args.once)

@@ -53,7 +53,7 @@ from serving.instruct import (
 from serving.llm import Backend, PromptTooLong, choose_dtype, open_model
 from serving.llm.base import REPETITION_PENALTY
 from serving.llm.vllm import ENVIRONMENT, engine_settings
-from serving.models import find_model
+from serving.models import find_model, prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,8 @@ def ray_instruct(
             raise GenrecError(
                 f"no prompt fits the model {engine.name}; choose a model that reads more, or a shorter one"
             )
-        keep(dict.fromkeys(unfit))
+        if unfit:
+            keep(dict.fromkeys(unfit))
         missing, invalid, why = {k: c for k, c in waiting.items() if k not in unfit}, {}, ""
         for replies in engine.replies(work, schema) if missing else ():
             found: dict[Key, Instruction | None] = {}
@@ -354,24 +355,29 @@ def start(address: str | None = None, cpus: int | None = None) -> None:
     import ray
     from ray.data import DataContext
 
-    settings: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
     # An engine of Ray's lives in a process beside its worker; several on one machine must not be bound to one core.
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     environment |= {name: os.environ[name] for name in environment if name in os.environ}
-    if not address:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    settings: dict[str, Any]
+    if address:
+        settings, inherited = {"address": address, "runtime_env": {"env_vars": environment}}, {}
+    else:
+        settings = {"num_cpus": cpus, "include_dashboard": False}
+        inherited = environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    before = {name: os.environ.get(name) for name in inherited}
+    os.environ.update(inherited)
     try:
-        ray.init(
-            **settings,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            ignore_reinit_error=True,
-            runtime_env={"env_vars": environment},
-        )
+        ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
         raise GenrecError(f"cannot use the Ray cluster at {address or 'this machine'} ({line})") from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -388,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--store", default=os.environ.get("GENREC_STORE") or None, help="as for genrec instruct")
     parser.add_argument("--users", type=int, help="the first N users (default: all)")
     parser.add_argument("--scenario", default="home", help="what for (default: %(default)s)")
-    parser.add_argument("--prompt", default="intent_v1", help="see python -m prompts (default: %(default)s)")
+    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v1)")
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="vllm", help="default: %(default)s")
     parser.add_argument(
         "--model", help="a folder that all workers can read, or a hub name (default: the packaged model)"
@@ -402,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
         from genrec.recommender import Recommender
 
         recommender = Recommender.load(args.bundle, args.store)
-        bundle, template = recommender.bundle, prompts.load(args.prompt)
+        bundle, template = recommender.bundle, prompts.load(args.prompt or prompt_of(args.model) or "intent_v1")
         users = bundle.dataset.sequences.users[: args.users]
         asked = [recommender.context(user=user, scenario=args.scenario) for user in users]
         engine = _engine(args)

@@ -35,6 +35,7 @@ CATALOG = Catalog(
         }
     )
 )
+VALID = '{"situation": "s", "intents": ["i"], "look_for": "l"}'
 USERS = 1000
 CONTEXTS = [UserContext(history=tuple((u * 7 + n * n) % 40 for n in range(u % 6)), user=f"u{u}") for u in range(USERS)]
 
@@ -111,7 +112,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
             assert violation(value, TEMPLATE.schema) is None
         processes = {path.name.split("-")[0] for path in calls.iterdir()} - {"killed"}
         assert (calls / "killed").exists() and len(processes) >= 3  # two workers and one in the dead one's place
-        assert lines[-1].startswith(f"instructions: {USERS} of {USERS} users") and "tokens/s" in lines[-1]
+        assert lines[-1].startswith(f"instructions: {USERS:,} of {USERS:,} users") and "tokens/s" in lines[-1]
         assert len(lines) > 10
         print(f"{expected.written} instructions by {len(processes)} workers, one of them killed, in {seconds:.1f} s")
 
@@ -149,7 +150,9 @@ def test_prompts_that_do_not_fit_and_engines_that_fail(tmp_path: Path) -> None:
     few = CONTEXTS[:60]
     writer = PromptWriter(CATALOG, TEMPLATE)
     with open_store(tmp_path / "ray.sqlite") as store:
-        done = ray_instruct(few, writer, store, Actors(lambda: Narrow(reply), "narrow", 1), tmp_path / "work", shard=30)
+        done = ray_instruct(
+            few, writer, store, Actors(lambda: Narrow(lambda _: VALID), "narrow", 1), tmp_path / "work", shard=30
+        )
         assert (done.written, done.empty) == (50, 10) and 0 < done.replaced < 50
         assert {i.model for _, _, i in store.all()} == {"narrow", "template"}
         shard = pq.read_table(tmp_path / "work" / "part-000000.parquet")
