@@ -155,20 +155,6 @@ def test_a_foreign_folder_is_left_alone(tiny_config: Callable[..., FitConfig], t
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-<<<<<<< HEAD
-def test_a_started_fit_of_other_settings_is_not_mixed_in(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
-    def stop(line: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(tiny_config(tmp_path / "b"), stop)
-    with pytest.raises(GenrecError, match="started fit of other settings"):
-        fit(tiny_config(tmp_path / "b", seed=1))
-    with pytest.raises(GenrecError):
-        fit(tiny_config(tmp_path / "c", data=str(tmp_path / "missing")))
-    with pytest.raises(KeyboardInterrupt):  # mended: nothing was made of the wrong one
-        fit(tiny_config(tmp_path / "c"), stop)
-=======
 def test_a_started_fit_of_other_settings_is_not_mixed_in(
     tiny_config: Callable[..., FitConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +169,6 @@ def test_a_started_fit_of_other_settings_is_not_mixed_in(
         fit(tiny_config(tmp_path / "b"))
     with pytest.raises(GenrecError, match="started fit of other settings"):
         fit(tiny_config(tmp_path / "b", epochs=4))
->>>>>>> main
 
 
 def test_the_report_holds_every_system_with_intervals(tiny_bundle: Path) -> None:
