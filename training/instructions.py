@@ -42,7 +42,7 @@ LEAST = 5  # events that an instruction is written from
 Point = tuple[int, int]  # user position, events known
 
 
-def points(dataset: Dataset, split: Split, window: int = 10, windows: int = 3) -> list[Point]:
+def points(split: Split, window: int = 10, windows: int = 3) -> list[Point]:
     """When instructions are written: (user position, events known), sorted; see the module."""
     if window < 1 or windows < 0:
         raise GenrecError(f"window is {window} and windows {windows}; they must be at least 1 and 0")
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             prompt = args.prompt or prompt_of(args.model) or "intent_v1"
             dataset = load_dataset(args.data)
-            asked = points(dataset, SPLITS[args.protocol](dataset), args.window, args.windows)
+            asked = points(SPLITS[args.protocol](dataset), args.window, args.windows)
             sys.stderr.write(f"{len(asked):,} instructions for {len(dataset.sequences):,} users\n")
             if args.writer == MODEL:
                 timeline = write(dataset, asked, prompt, None, None)

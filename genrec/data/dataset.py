@@ -114,11 +114,6 @@ class Sequences:
             self.users, offsets, self.items[mask], self.times[mask], self.weights[mask], self.ratings[mask]
         )
 
-    def without_last(self, n: int) -> Sequences:
-        """All but each user's last n events (all of them, where a user has fewer)."""
-        rank_from_end = self.offsets[1:][self.user_of] - np.arange(self.events)
-        return self.keep(rank_from_end > n)
-
     def context(self, u: int, upto: int | None = None, scenario: str = HOME) -> UserContext:
         """User u's first `upto` events (all when None) as a request context."""
         start, end = int(self.offsets[u]), int(self.offsets[u + 1])

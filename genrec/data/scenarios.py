@@ -13,7 +13,7 @@ five are ours, defined for every data set from its own events:
 | discovery  | nothing                    | the next item, where it is from the long tail                      |
 
 A search query contains what is wanted, so its scores say how well a query is obeyed and never stand beside
-next-item scores: `Scenario.next_item` is False. Favourites exist where ratings exist: from four fifths of the
+next-item scores. Favourites exist where ratings exist: from four fifths of the
 highest rating on (4 of 5 stars). The long tail is every item outside the head, and the head is the smallest set
 of most frequent items that holds 80 % of the training events (equal counts: the lower row first); items
 without any training event are tail.
@@ -48,11 +48,6 @@ class Scenario:
     trigger: bool = False
     query: bool = False
     targets: Literal["all", "favourites", "tail"] = "all"
-
-    @property
-    def next_item(self) -> bool:
-        """Whether scores in this scenario may stand beside next-item scores: not if the query tells the answer."""
-        return not self.query
 
 
 SCENARIOS: dict[str, Scenario] = {

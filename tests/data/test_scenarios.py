@@ -46,10 +46,6 @@ def test_scenarios_of_a_data_set() -> None:
     assert [s.name for s in scenarios_for(bare)] == ["home", "item", "discovery"]
 
 
-def test_only_search_stays_out_of_next_item_metrics() -> None:
-    assert [s.name for s in SCENARIOS.values() if not s.next_item] == ["search"]
-
-
 def test_scenario_by_name() -> None:
     assert scenario("item", data()).trigger
     with pytest.raises(GenrecError, match=r"unknown scenario 'favourites': .* has home, item, search, discovery"):

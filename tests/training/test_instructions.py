@@ -35,7 +35,7 @@ def changed_after(dataset: Dataset, user: int, event: int) -> Dataset:
 def test_points_lie_in_training_and_at_the_first_requests(shop_folder: Path) -> None:
     dataset = load_dataset(shop_folder)
     split = leave_one_out(dataset)
-    found = points(dataset, split, window=1, windows=2)
+    found = points(split, window=1, windows=2)
     lengths = dataset.sequences.lengths
     for u in range(len(lengths)):
         mine = {n for user, n in found if user == u}
@@ -46,7 +46,7 @@ def test_points_lie_in_training_and_at_the_first_requests(shop_folder: Path) -> 
 
 def test_an_instruction_never_depends_on_what_comes_later(shop_folder: Path) -> None:
     dataset = load_dataset(shop_folder)
-    asked = points(dataset, leave_one_out(dataset), window=1, windows=3)
+    asked = points(leave_one_out(dataset), window=1, windows=3)
     user, events = asked[len(asked) // 2]
     before = write(dataset, asked, "intent_v1", None, None)
     after = write(changed_after(dataset, user, events), asked, "intent_v1", None, None)
@@ -57,7 +57,7 @@ def test_an_instruction_never_depends_on_what_comes_later(shop_folder: Path) -> 
 
 def test_a_model_is_asked_once_for_each_point(shop_folder: Path, tmp_path: Path) -> None:
     dataset = load_dataset(shop_folder)
-    asked = points(dataset, leave_one_out(dataset), window=1, windows=1)
+    asked = points(leave_one_out(dataset), window=1, windows=1)
     model = Scripted(lambda chat: REPLY)
     for _ in range(2):
         with open_store(tmp_path / "store.sqlite") as store:

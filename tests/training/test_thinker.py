@@ -93,7 +93,7 @@ def test_the_slice_ends_before_the_first_instruction_that_the_generator_follows(
     dataset = load_dataset(long_shop)
     split = leave_one_out(dataset)
     asked = config(Path("x"), steps=500)
-    followed = instructions.points(dataset, split, window=4, windows=3)  # 3 x 4 = later
+    followed = instructions.points(split, window=4, windows=3)  # 3 x 4 = later
     first = {u: min(n for v, n in followed if v == u) for u, _ in followed}
     learnt, _ = positions(split, asked)
     assert learnt and all(n + asked.horizon <= first[u] for u, n in learnt)
