@@ -3,7 +3,8 @@
 Catalogue: `item` (required, unique), `title`, `category` (a list, or text split at "|" or ">"); every further
 text column becomes a text field of the item. Left out: addresses, other identifiers, columns of numbers alone
 (`year` apart), nested columns. Interactions: `user`, `item`, `timestamp` (required), `rating`, `behaviour`,
-`weight`, `pos` (the order within a user, which breaks ties in time). Other columns are ignored.
+`weight`, `pos` (the order within a user, which breaks ties in time). Other columns are ignored. Weights may be of any
+scale: they are divided by their mean, so that 1 is neutral everywhere.
 
 Accepted names are in CATALOG and INTERACTIONS, in any case, with spaces or hyphens for underscores; where
 several are there the first in the list wins.
@@ -91,7 +92,11 @@ def read_interactions(raw: RawTable) -> Interactions:
         given = numbers(raw, columns["weight"])
         if (bad := np.flatnonzero(given < 0)).size:
             raise raw.error(int(bad[0]), columns["weight"], given[bad[0]], "is negative; weights are 0 or more")
-        weights = np.where(np.isnan(given), 1.0, given)
+        mean = float(np.nanmean(given)) if not np.isnan(given).all() else 1.0
+        if mean == 0:
+            raise GenrecError(f"{raw.name}, column {columns['weight']!r}: all weights are 0; one must be above 0")
+        weights = np.where(np.isnan(given), 1.0, given / mean)
+        notes["weights"] = f"divided by their mean, {mean:g}: 1 is neutral; empty ones are neutral"
     elif columns["behaviour"]:
         weights, notes["behaviour"] = _behaviour_weights(raw, columns["behaviour"])
     return Interactions(

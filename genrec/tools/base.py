@@ -81,6 +81,15 @@ def keep_top(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((matrix.data[keep], matrix.indices[keep], indptr), shape=matrix.shape)
 
 
+def half(data: np.ndarray) -> np.ndarray:
+    """As float16. Where the largest magnitude is outside of what float16 holds well, all are brought near 1 by a power
+    of two, which changes no ranking and no rounding."""
+    largest = float(np.abs(data).max(initial=0.0))
+    if largest and not 2**-6 <= largest < 2**15:
+        data = np.ldexp(data, -int(np.frexp(largest)[1]))
+    return data.astype(np.float16)
+
+
 class Tool:
     """The part of the Retriever protocol that every floor shares. Subclasses fit and score; this class retrieves.
 
@@ -175,7 +184,7 @@ class ItemToItem(Tool):
     def fit(self, train: Sequences, catalog: Catalog) -> Self:
         self.titles = [short_title(t) for t in catalog.titles]
         self.weights = keep_top(self.item_weights(train, catalog), self.config.neighbours)
-        self.weights.data = self.weights.data.astype(np.float16).astype(np.float32)  # as it will be stored
+        self.weights.data = half(self.weights.data).astype(np.float32)  # as it will be stored
         return self
 
     def score_all(self, contexts: list[UserContext]) -> np.ndarray:
@@ -185,7 +194,7 @@ class ItemToItem(Tool):
 
     def arrays(self) -> dict[str, np.ndarray]:
         w = self.weights
-        return {"data": w.data.astype(np.float16), "indices": w.indices.astype(np.int32), "indptr": w.indptr}
+        return {"data": half(w.data), "indices": w.indices.astype(np.int32), "indptr": w.indptr}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         n = len(arrays["indptr"]) - 1

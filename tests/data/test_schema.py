@@ -171,11 +171,23 @@ def test_ratings_leave_weights_neutral() -> None:
 
 
 def test_weights_by_column_or_behaviour() -> None:
-    assert read_interactions(events(weight=[0.5, None])).weights.tolist() == [0.5, 1.0]
+    assert read_interactions(events(weight=[0.5, 1.5])).weights.tolist() == [0.5, 1.5]
+    assert read_interactions(events(weight=[0.5, None])).weights.tolist() == [1.0, 1.0]
     got = read_interactions(events(behaviour=["Purchase", "wave"]))
     assert got.weights.tolist() == [2.0, 1.0]
     assert got.notes["behaviour"] == "weights by behaviour: purchase 2, wave 1"
-    assert read_interactions(events(behaviour=["buy", "buy"], weight=[3, 4])).weights.tolist() == [3.0, 4.0]
+    assert read_interactions(events(behaviour=["buy", "buy"], weight=[3, 5])).weights.tolist() == [0.75, 1.25]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_weights_of_any_scale_are_the_same(scale: float) -> None:
+    got = read_interactions(events(weight=[1 * scale, 3 * scale]))
+    assert got.weights.tolist() == pytest.approx([0.5, 1.5])
+    assert got.notes["weights"].startswith(f"divided by their mean, {2 * scale:g}")
+
+
+def test_weights_that_are_all_zero() -> None:
+    assert "all weights are 0" in fault(events(weight=[0, 0]))
 
 
 def test_negative_weight() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import sparse
 
 from genrec.contracts import Retriever, UserContext
+from genrec.data import from_arrow
 from genrec.errors import GenrecError
 from genrec.tools import EASE, FLOORS, ItemKNN, Markov, Popularity, Tool
-from genrec.tools.base import history_matrix, interaction_matrix, keep_top, short_title
+from genrec.tools.base import half, history_matrix, interaction_matrix, keep_top, short_title
 from tests.tools.small_world import TITLES, TRAIN, catalog, contexts, sequences
 
 
@@ -43,6 +46,37 @@ def test_the_trigger_is_the_newest_event_once() -> None:
     assert added.tolist() == [0, 0.5, 0, 1.0, 0, 0]
     already = history_matrix([UserContext(history=(1, 3), trigger=3)], 6, 0.5).toarray()[0]
     assert already.tolist() == added.tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("name", list(FLOORS))
+def test_the_scale_of_event_weights_changes_nothing(name: str, scale: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    users, items, given = np.repeat(np.arange(30), 6), rng.integers(0, 12, 180), rng.integers(1, 5, 180)
+
+    def scores(scale: float) -> np.ndarray:
+        rows = {"user": users, "item": items, "timestamp": np.arange(180), "weight": given * scale}
+        dataset = from_arrow(pa.table(rows), pa.table({"item": np.arange(12), "title": TITLES * 2}))
+        asked = [dataset.sequences.context(u) for u in range(30)]
+        asked = [replace(c, trigger=0, query="green") for c in asked]
+        tool = FLOORS[name]().fit(dataset.sequences, dataset.catalog)
+        tool.save(tmp_path / str(scale))
+        found = FLOORS[name].load(tmp_path / str(scale)).score_all(asked)
+        assert np.isfinite(found).all() and found.any()
+        return found
+
+    np.testing.assert_allclose(scores(scale), scores(1.0), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("largest", [1e-12, 1e-3, 1.0, 1e5, 1e12])
+def test_item_weights_of_any_size_are_stored_in_order(largest: float) -> None:
+    data = np.array([1.0, -0.5, 0.25, 1e-3], np.float32) * np.float32(largest)
+    kept = half(data)
+    assert kept.dtype == np.float16 and np.isfinite(kept).all()
+    assert kept / kept[0] == pytest.approx([1.0, -0.5, 0.25, 1e-3], rel=2e-3)
+    assert np.array_equal(half(kept), kept)
+    if 2**-6 < largest < 2**15:
+        assert np.array_equal(kept, data.astype(np.float16))
 
 
 def test_interactions_take_the_largest_weight_and_drop_zeros() -> None:
