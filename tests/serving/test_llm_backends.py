@@ -40,7 +40,7 @@ def test_a_prompt_that_is_too_long_is_one_clear_line_and_the_others_get_their_re
     model = Transformers(str(tiny))
     expected = model.generate(CHATS, max_tokens=8)
     long = [{"role": "user", "content": "x" * 300}]
-    with pytest.raises(PromptTooLong, match=r"a prompt of 319 tokens and a reply of 8 do not fit .* \(256\)") as caught:
+    with pytest.raises(PromptTooLong, match=r"a prompt and its reply of 327 tokens do not fit .* \(256\)") as caught:
         model.generate([CHATS[0], long, CHATS[1]], max_tokens=8)
     assert caught.value.replies == [expected[0], None, expected[1]] and isinstance(caught.value, GenrecError)
     with pytest.raises(PromptTooLong) as caught:
