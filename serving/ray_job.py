@@ -51,7 +51,7 @@ from serving.instruct import (
     tool_evidence,
 )
 from serving.llm import Backend, PromptTooLong, choose_dtype, open_model
-from serving.llm.base import REPETITION_PENALTY
+from serving.llm.base import REPETITION_PENALTY, chat_tokens
 from serving.llm.vllm import ENVIRONMENT, engine_settings
 from serving.models import find_model, prompt_of
 
@@ -156,10 +156,8 @@ class Processor(Engine):
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self._path)
 
     def tokens(self, chats: Sequence[Chat], max_tokens: int) -> list[list[int] | None]:
-        ids = self._tokenizer.apply_chat_template(list(chats), add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
-        return [i if len(i) + max_tokens <= self._settings["max_model_len"] else None for i in ids]
+        limit = self._settings["max_model_len"] - max_tokens
+        return [ids if len(ids) <= limit else None for ids in chat_tokens(self._tokenizer, chats)]
 
     def replies(self, folder: Path, schema: dict[str, Any]) -> Iterator[list[Reply]]:
         import torch

@@ -41,11 +41,23 @@ class PromptTooLong(GenrecError):
 
 
 def generate_fitting(
-    chats: list[Chat], fits: Sequence[bool], generate: Callable[[list[Chat]], list[str]], message: str
+    chats: list[Chat], tokens: Sequence[int], limit: int, name: str, generate: Callable[[list[Chat]], list[str]]
 ) -> list[str]:
-    """The replies of `generate` where every chat fits; else PromptTooLong with the replies to those that do."""
+    """The replies of `generate` where every chat fits; else PromptTooLong with the replies to those that do.
+
+    tokens: of each chat, with room for its reply; at most `limit` fit the model of this name.
+    """
+    fits = [n <= limit for n in tokens]
     if all(fits):
         return generate(chats)
     fitting = [chat for chat, ok in zip(chats, fits, strict=True) if ok]
     replies = iter(generate(fitting) if fitting else [])
-    raise PromptTooLong(message, [next(replies) if ok else None for ok in fits])
+    raise PromptTooLong(
+        f"a prompt and its reply of {max(tokens)} tokens do not fit {name} ({limit})",
+        [next(replies) if ok else None for ok in fits],
+    )
+
+
+def chat_tokens(tokenizer: Any, chats: Sequence[Chat]) -> list[list[int]]:
+    """The prompts as a model with a transformers tokenizer reads them."""
+    return list(tokenizer.apply_chat_template(list(chats), add_generation_prompt=True, return_dict=True)["input_ids"])

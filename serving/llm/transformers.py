@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from genrec.errors import GenrecError
-from serving.llm.base import REPETITION_PENALTY, Chat, generate_fitting
+from serving.llm.base import REPETITION_PENALTY, Chat, chat_tokens, generate_fitting
 from serving.models import find_model, quiet_transformers
 
 
@@ -38,13 +38,10 @@ class Transformers:
         """See Backend."""
         if not chats:
             return []
-        ids = self._tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
-        lengths, limit = [len(i) for i in ids], self._model.config.max_position_embeddings
+        tokens = [len(ids) + max_tokens for ids in chat_tokens(self._tokenizer, chats)]
+        limit = self._model.config.max_position_embeddings
         return generate_fitting(
-            chats,
-            [length + max_tokens <= limit for length in lengths],
-            lambda fitting: self._batches(fitting, schema, max_tokens),
-            f"a prompt of {max(lengths)} tokens and a reply of {max_tokens} do not fit {self.name} ({limit})",
+            chats, tokens, limit, self.name, lambda fitting: self._batches(fitting, schema, max_tokens)
         )
 
     def _batches(self, chats: list[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str]:

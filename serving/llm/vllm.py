@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from genrec.errors import GenrecError, missing_package
-from serving.llm.base import CONTEXT_TOKENS, REPETITION_PENALTY, Chat, generate_fitting
+from serving.llm.base import CONTEXT_TOKENS, REPETITION_PENALTY, Chat, chat_tokens, generate_fitting
 from serving.models import find_model, quiet_transformers
 
 # Read when vllm is imported or its engine starts; what the user has set stays.
@@ -71,14 +71,10 @@ class VLLM:
         """See Backend."""
         if not chats:
             return []
-        tokenizer, limit = self._llm.get_tokenizer(), self._llm.model_config.max_model_len
-        ids = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
-        lengths = [len(i) for i in ids]
+        tokens = [len(ids) + max_tokens for ids in chat_tokens(self._llm.get_tokenizer(), chats)]
+        limit = self._llm.model_config.max_model_len
         return generate_fitting(
-            chats,
-            [length + max_tokens <= limit for length in lengths],
-            lambda fitting: self._generate(fitting, schema, max_tokens),
-            f"a prompt of {max(lengths)} tokens and a reply of {max_tokens} do not fit {self.name} ({limit})",
+            chats, tokens, limit, self.name, lambda fitting: self._generate(fitting, schema, max_tokens)
         )
 
     def _generate(self, chats: list[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str]:

@@ -139,8 +139,8 @@ class Narrow(Scripted):
         self.limit = limit
 
     def generate(self, chats: list[Chat], schema: object = None, max_tokens: int = 160) -> list[str]:
-        fits = [len(chat[-1]["content"]) <= self.limit for chat in chats]
-        return generate_fitting(chats, fits, lambda fitting: super(Narrow, self).generate(fitting), "too long a prompt")
+        sizes = [len(chat[-1]["content"]) for chat in chats]
+        return generate_fitting(chats, sizes, self.limit, self.name, super().generate)
 
 
 def test_a_prompt_that_is_too_long_gets_the_template_and_stops_nobody(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_prompt_that_is_too_long_gets_the_template_and_stops_nobody(tmp_path: 
 
 def test_a_model_that_no_prompt_fits_is_an_error(tmp_path: Path) -> None:
     with open_store(tmp_path / "s.sqlite") as store:
-        with pytest.raises(GenrecError, match="too long a prompt"):
+        with pytest.raises(GenrecError, match=r"do not fit narrow \(10\)"):
             run(store, Narrow(10))
         assert store.count() == 0
 

@@ -8,7 +8,7 @@ from tests_support import tiny_llama
 import serving.llm
 from genrec.contracts import LanguageModel
 from genrec.errors import GenrecError
-from serving.llm import Scripted, Transformers, choose_dtype, open_model
+from serving.llm import PromptTooLong, Scripted, Transformers, choose_dtype, open_model
 
 CHATS = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "a much longer question, is it not?"}]]
 
@@ -36,9 +36,16 @@ def test_transformers_without_a_grammar_engine_writes_freely(tiny: Path, monkeyp
     assert model.generate(CHATS, {"type": "string"}, 8) == model.generate(CHATS, None, 8)
 
 
-def test_a_prompt_that_is_too_long_is_one_clear_line(tiny: Path) -> None:
-    with pytest.raises(GenrecError, match=r"a prompt of 319 tokens and a reply of 8 do not fit .* \(256\)"):
-        Transformers(str(tiny)).generate([[{"role": "user", "content": "x" * 300}]], max_tokens=8)
+def test_a_prompt_that_is_too_long_is_one_clear_line_and_the_others_get_their_replies(tiny: Path) -> None:
+    model = Transformers(str(tiny))
+    expected = model.generate(CHATS, max_tokens=8)
+    long = [{"role": "user", "content": "x" * 300}]
+    with pytest.raises(PromptTooLong, match=r"a prompt and its reply of 327 tokens do not fit .* \(256\)") as caught:
+        model.generate([CHATS[0], long, CHATS[1]], max_tokens=8)
+    assert caught.value.replies == [expected[0], None, expected[1]] and isinstance(caught.value, GenrecError)
+    with pytest.raises(PromptTooLong) as caught:
+        model.generate([long], max_tokens=8)
+    assert caught.value.replies == [None]
 
 
 def test_a_folder_that_holds_no_weights_is_one_clear_line(tmp_path: Path) -> None:

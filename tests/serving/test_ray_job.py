@@ -142,8 +142,7 @@ class Narrow(Scripted):
     """A model that takes short prompts only."""
 
     def generate(self, chats: list[Chat], schema: object = None, max_tokens: int = 160) -> list[str]:
-        fits = [len(chat[-1]["content"]) <= 100 for chat in chats]
-        return generate_fitting(chats, fits, lambda fitting: super(Narrow, self).generate(fitting), "too long a prompt")
+        return generate_fitting(chats, [len(chat[-1]["content"]) for chat in chats], 100, self.name, super().generate)
 
 
 def test_prompts_that_do_not_fit_and_engines_that_fail(tmp_path: Path) -> None:

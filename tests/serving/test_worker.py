@@ -9,34 +9,16 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-import prompts
 from genrec.contracts import UserContext
-from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore, open_store
 from serving.llm import Backend, Chat, Scripted
 from serving.worker import Budget, Interactions, Worker, WorkerConfig, contexts_of
+from tests.serving.test_instruct_job import CATALOG, TEMPLATE, echo
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = prompts.load("intent_v1")
-CATALOG = Catalog(
-    pa.table(
-        {
-            "item": [f"i{n}" for n in range(9)],
-            "title": [f"Film {n}" for n in range(9)],
-            "category": [[f"Kind {n % 3}"] for n in range(9)],
-        }
-    )
-)
-
-
-def echo(chat: Chat) -> str:
-    """Looks for the last title of the prompt."""
-    title = chat[-1]["content"].split('"')[-2]
-    return json.dumps({"situation": "s", "intents": ["i"], "look_for": f"like {title}"})
 
 
 def user(name: str, *items: int, scenario: str = "home") -> UserContext:
