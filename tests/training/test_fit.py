@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,47 +21,104 @@ from genrec.errors import GenrecError
 from training.fit import Fit, FitConfig, fit, read_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
-CHILD = """
-import json, sys
+# Imports once, then forks a process for every [settings, moment, n, file]: killed with SIGKILL at the n-th passing of
+# the moment, or left to end. The file takes how often each moment was passed. Prints the exit codes.
+RUNS = """
+import collections, json, os, signal, sys, threading
 from pathlib import Path
+from typing import Any
+import faiss, torch, training.evaluate, training.generator, genrec.generator.teacher, genrec.tokenizer.report
 from training.fit import FitConfig, fit
-settings = json.loads(sys.argv[1])
-fit(FitConfig(**(settings | {"out": Path(settings["out"]), "tools": tuple(settings["tools"])})), lambda line: None)
+
+def run(settings, moment, at, log):
+    passed = collections.Counter()
+    def pass_by(where):
+        passed[where] += 1
+        if (where, passed[where]) == (moment, at):
+            os.kill(os.getpid(), signal.SIGKILL)
+    rename, step = Path.replace, training.generator.Run.train_step
+    def replace(path, target):
+        pass_by("written")
+        rename(path, target)
+        pass_by("renamed")
+    def train_step(self):
+        pass_by("step")
+        return step(self)
+    Path.replace, training.generator.Run.train_step = replace, train_step
+    if moment == "timer":
+        threading.Timer(at / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    fit(FitConfig(**(settings | {"out": Path(settings["out"]), "tools": tuple(settings["tools"])})))
+    Path(log).write_text(json.dumps(passed))
+    sys.stdout.flush()
+    os._exit(0)
+
+for job in map(json.loads, sys.stdin):
+    child = os.fork()
+    if not child:
+        try:
+            run(*job)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 def digest(bundle: Path) -> dict[str, str]:
-    """Checksums of everything that was trained; reports carry times and are left out."""
+    """Checksums of everything but the report itself, which carries times."""
     files = json.loads((bundle / "bundle.json").read_text())["files"]
-    return {name: f["sha256"] for name, f in files.items() if not name.startswith("report/")}
+    return {name: f["sha256"] for name, f in files.items() if not name.startswith("report/report.")}
 
 
-def start(config: FitConfig) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, json.dumps(config.as_dict())], cwd=ROOT, stderr=subprocess.PIPE
-    )
+def measured(bundle: Path) -> list[Any]:
+    report = json.loads((bundle / "report" / "report.json").read_text())
+    return [report["rows"], report["comparisons"], report["about"]["seeds"]]
 
 
 def test_kill_9_at_random_moments_changes_nothing(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
-    changes = {"epochs": 20, "checkpoint_seconds": 0.05}
-    whole = fit(tiny_config(tmp_path / "whole", **changes))
-    config = tiny_config(tmp_path / "killed", **changes)
-    rng = random.Random(0)
-    kills = 0
-    while not (config.out / "bundle.json").exists():
-        child = start(config)
-        try:
-            child.wait(timeout=rng.uniform(3, 9) if kills < 4 else None)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+    out, log = tmp_path / "killed", tmp_path / "passed.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNS], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as runner:
+
+        def run(folder: Path, moment: str = "never", at: int = 0) -> int:
+            assert runner.stdin is not None and runner.stdout is not None
+            settings = tiny_config(folder, epochs=6, checkpoint_seconds=0.0).as_dict()
+            runner.stdin.write(json.dumps([settings, moment, at, str(log)]) + "\n")
+            runner.stdin.flush()
+            return int(runner.stdout.readline())
+
+        assert run(tmp_path / "whole") == 0
+        passed = json.loads(log.read_text())
+        draw = random.Random()
+        moments = [
+            ("written", 1),  # before anything is there
+            ("written", draw.randint(2, 12)),  # a whole temporary file stays
+            ("renamed", draw.randint(2, 12)),
+            ("step", draw.randint(1, passed["step"] // 2)),
+            ("timer", draw.randint(1, 2000)),  # anywhere; it may also be over by then
+            ("step", draw.randint(1, passed["step"] // 3)),
+            ("written", draw.randint(1, 8)),  # at the end of the training, in fusion, or in the report
+        ]
+        kills = 0
+        for moment, at in moments:
+            ended = run(out, moment, at)
+            if ended == 0:  # it was over before
+                break
             kills += 1
-            assert not config.out.exists()  # nothing half-written
-            continue
-        assert child.returncode == 0, child.stderr.read().decode()  # type: ignore[union-attr]
-    assert kills >= 1
-    assert digest(config.out) == digest(whole)
-    assert not (tmp_path / "killed.work").exists()
+            assert ended == -signal.SIGKILL and not out.exists(), (moments, moment, at)  # nothing half-written
+        assert kills >= 4 and (out.exists() or run(out) == 0), moments
+        moved = tmp_path / "moved"
+        assert run(moved, "renamed", passed["renamed"]) == -signal.SIGKILL  # right after the last move
+        assert moved.exists() and moved.with_name("moved.work").exists()
+        assert run(moved) == 0
+    for found in (out, moved):
+        assert digest(found) == digest(tmp_path / "whole"), moments
+        assert measured(found) == measured(tmp_path / "whole"), moments
+        assert Bundle.load(found).folder == found
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed", "moved", "passed.json"}, moments
+    assert list(tmp_path.rglob(".*")) == [], moments
 
 
 def test_what_a_killed_write_leaves_is_not_sealed(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
