@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -142,8 +143,11 @@ def examples(dataset: Dataset, split: Split, points: list[tuple[int, int]], conf
     return found
 
 
-def train(config: ThinkerConfig, report: Report = print) -> Path:
-    """The finished adapter's folder; one that was made with the same settings is returned as it is."""
+def train(config: ThinkerConfig, report: Report = print, command: str | None = None) -> Path:
+    """The finished adapter's folder; one that was made with the same settings is returned as it is.
+
+    command: for the provenance, that of this process by default.
+    """
     out, work = Path(config.out), Path(config.out).with_name(Path(config.out).name + ".work")
     path, base = find_model(config.model or None)
     if not Path(path).is_dir():
@@ -170,7 +174,7 @@ def train(config: ThinkerConfig, report: Report = print) -> Path:
     measured = examples(dataset, split, to_measure, config) if to_measure else []
     report(f"thinker: {len(taught):,} examples of {len({u for u, _ in to_train}):,} users, {len(measured)} held out")
     clock = time.perf_counter()
-    made = provenance(f"{dataset.name}, {config.protocol}", {"seed": config.seed}, 0.0)
+    made = provenance(f"{dataset.name}, {config.protocol}", {"seed": config.seed}, 0.0, command)
     trainer = make_trainer(path, taught, measured, config, work, report)
     checkpoint = last_checkpoint(work)
     if checkpoint:
@@ -358,7 +362,8 @@ def main(argv: list[str] | None = None) -> int:
             help=f.metadata["help"] + shown,
         )
     try:
-        train(ThinkerConfig(**vars(parser.parse_args(argv))), _say)
+        given = sys.argv[1:] if argv is None else argv
+        train(ThinkerConfig(**vars(parser.parse_args(argv))), _say, f"{parser.prog} {shlex.join(given)}")
     except GenrecError as error:
         _say(str(error))
         return 2
