@@ -40,7 +40,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         begun = time.monotonic()
         while True:
-            assert server.poll() is None and time.monotonic() - begun < 400, log.read_text()[-3000:]
+            assert server.poll() is None and time.monotonic() - begun < 900, log.read_text()[-3000:]
             try:
                 Endpoint(f"http://127.0.0.1:{port}").close()
                 break
