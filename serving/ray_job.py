@@ -84,8 +84,7 @@ class Reply:
 
 
 class Engine:
-    """Where prompts are generated. name: of the model, for provenance. fits: see `tokens`. replies: all shards of a
-    folder, each shard's replies together, as they come."""
+    """Where prompts are generated. name: of the model, for provenance."""
 
     name: str
 
@@ -94,6 +93,7 @@ class Engine:
         return [[] for _ in chats]
 
     def replies(self, folder: Path, schema: dict[str, Any]) -> Iterator[list[Reply]]:
+        """The replies to all shards of a folder, some at a time, as they come. Raises GenrecError."""
         raise NotImplementedError
 
 
@@ -110,7 +110,7 @@ class Actors(Engine):
             _Actor,
             fn_constructor_args=(self._make, schema),
             batch_size=None,  # a shard
-            compute=ray.data.ActorPoolStrategy(size=self._workers),
+            compute=ray.data.ActorPoolStrategy(size=_useful(self._workers, folder)),
             num_cpus=self._cpus,
         )
         yield from _collect(dataset)
@@ -163,7 +163,7 @@ class Processor(Engine):
         import torch
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-        grammar = json.dumps(schema)
+        grammar, workers = json.dumps(schema), _useful(self._workers, folder)
 
         def before(row: dict[str, Any]) -> dict[str, Any]:
             return {
@@ -190,7 +190,7 @@ class Processor(Engine):
         config = vLLMEngineProcessorConfig(
             model_source=self._path,
             engine_kwargs=self._settings,
-            concurrency=(self._workers, self._workers),
+            concurrency=(workers, workers),
             batch_size=BATCH,
             # Without a GPU the processor would wait for one.
             placement_group_config=None if torch.cuda.is_available() else {"bundles": [{"CPU": self._cpus}]},
@@ -311,6 +311,11 @@ def _write_shards(
             with atomic(work / SHARDS.replace("*", f"{start // shard:06}")) as temporary:
                 pq.write_table(table, temporary)
     return unfit
+
+
+def _useful(workers: int, folder: Path) -> int:
+    """As many workers as there are shards for; one that starts in vain costs minutes."""
+    return min(workers, len(list(folder.glob(SHARDS))))
 
 
 def _shards(folder: Path) -> Any:

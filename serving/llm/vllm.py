@@ -59,6 +59,11 @@ class VLLM:
                 from vllm import LLM
 
                 self._llm: Any = LLM(model=path, use_tqdm_on_load=False, **engine_settings(path, dtype))
+            # Grammars that are compiled on the side let the clock decide which requests share a step, and with bfloat16
+            # that can decide a word. vLLM has a switch, but no setting for it.
+            core = getattr(self._llm.llm_engine.engine_core, "engine_core", None)
+            if core is not None:
+                core.structured_output_manager._use_async_grammar_compilation = False
         except GenrecError:
             raise
         except Exception as error:
