@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -12,7 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ import pytest
 from genrec import commands, terminal
 from genrec.bundle import FORMAT
 from genrec.cli import main, parser
+from genrec.contracts import Instruction
+from genrec.instructions.store import open_store
 from training.config import HEADS, PACKAGED, PROTOCOLS, TOOLS, FitConfig
 
 ROOT = Path(__file__).parents[1]
@@ -375,6 +379,52 @@ def test_a_bad_bundle_is_one_line(own_bundle: Path, tmp_path: Path, capsys: Capt
     manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     assert all("format 99" in line for line in ask())
     assert "no such folder" in error_of(capsys, "recommend", "--bundle", str(tmp_path / "none"), "--user", "u1")
+
+
+@contextlib.contextmanager
+def without_rights() -> Iterator[None]:
+    """Inside, root is nobody: folder permissions bind."""
+    if os.geteuid():
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_bundle_in_a_read_only_folder_serves(
+    stored: bool, tiny_bundle: Path, scripted: list[str], capsys: Capture
+) -> None:
+    from genrec.recommender import Recommender
+    from ui.session import begin
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        bundle = shutil.copytree(tiny_bundle, Path(folder) / "bundle")
+        if stored:
+            told = Instruction("a morning", ("tea",), "green tea", "", "tiny", "v1", "ab")
+            with open_store(bundle / "instructions.sqlite") as store:
+                store.put_many([("u1", "home", told)])
+        for path in (bundle, *bundle.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        before = sorted(path.name for path in bundle.iterdir())
+        with without_rights():
+            with pytest.raises(PermissionError):
+                (bundle / "new").touch()
+            where = ("--bundle", str(bundle))
+            assert len(json_of(capsys, "recommend", *where, "--user", "u1", "--k", "3")["recommended"]) == 3
+            assert json_of(capsys, "trace", *where, "--user", "u1")["context"]["user"] == "u1"
+            assert json_of(capsys, "eval", *where)["rows"] and json_of(capsys, "eval", *where, "--again")["rows"]
+            recommender = Recommender.load(bundle)
+            assert begin(recommender, "u1", "home").user == "u1"  # the page
+            assert (recommender.bundle.store.get("u1", "home") is not None) == stored
+            assert "cannot" in error_of(capsys, "instruct", *where, "--users", "2") and scripted == []
+            assert sorted(path.name for path in bundle.iterdir()) == before
+        for path in (bundle, *bundle.rglob("*")):
+            path.chmod(0o755)
 
 
 # -- eval -------------------------------------------------------------------------------------------

@@ -39,7 +39,17 @@ from genrec.data import (
 from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
 from genrec.instructions.timeline import Timeline
-from genrec.io import atomic, check_writable, digest, locked, read_json, write_json, write_text
+from genrec.io import (
+    TEMPORARY,
+    atomic,
+    check_writable,
+    digest,
+    locked,
+    read_json,
+    remove_temporaries,
+    write_json,
+    write_text,
+)
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools import FLOORS
@@ -124,7 +134,9 @@ class Fit:
 
     def ours(self) -> bool:
         """Whether the work folder is that of a started fit, or of one that was killed before it began."""
-        there = {path.name for path in self.work.iterdir()} if self.work.is_dir() else {""}
+        if not self.work.is_dir():
+            return False
+        there = {path.name for path in self.work.iterdir() if not path.match(TEMPORARY)}
         return "config.json" in there or there <= {self.folder.name, "lock"}
 
     def clear(self) -> None:
@@ -139,6 +151,7 @@ class Fit:
 
     def make(self, identity: dict[str, Any]) -> None:
         """Runs the stages and moves the result into place."""
+        remove_temporaries(self.work)
         write_json(self.work / "config.json", identity)
         self.stage("data", self.data)
         self.dataset = read_dataset(self.folder / "data")

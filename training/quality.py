@@ -12,6 +12,7 @@ kept in <out>.work as they come: a killed run that is started again asks for the
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -189,18 +190,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.users < 0 or args.free < 0:
             raise GenrecError(f"--users is {args.users} and --free {args.free}; they must be 0 or more")
-        _run(args)
+        given = sys.argv[1:] if argv is None else argv
+        _run(args, f"{parser.prog} {shlex.join(given)}")
     except GenrecError as error:
         _say(str(error))
         return 2
     return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace, command: str) -> None:
     from training.fit import SPLITS
 
     clock = time.perf_counter()
-    about = provenance("", {"sample and shuffle": 0}, 0.0)
+    about = provenance("", {"sample and shuffle": 0}, 0.0, command)
     dataset = load_dataset(args.data)
     requests = SPLITS[args.protocol](dataset).validation
     if args.users:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -69,6 +70,10 @@ class ThinkerConfig:
     )
     horizon: int = field(default=3, metadata={"help": "next items that a target describes"})
     steps: int = field(default=120, metadata={"help": "optimiser steps"})
+    stop: int = field(
+        default=0,
+        metadata={"help": "end after this many steps; the learning rate still follows all of them"},
+    )
     batch: int = field(default=8, metadata={"help": "examples per step"})
     rank: int = field(default=8, metadata={"help": "rank of the LoRA"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
@@ -83,6 +88,8 @@ class ThinkerConfig:
         for name in ("horizon", "steps", "batch", "rank", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.stop <= self.steps:
+            raise GenrecError(f"stop is {self.stop}; it must be at most steps ({self.steps}), or 0 for all of them")
         if self.later < 0 or self.held_out < 0 or not self.learning_rate > 0:
             raise GenrecError(
                 f"later is {self.later}, held_out {self.held_out}, learning_rate {self.learning_rate}; "
@@ -136,8 +143,11 @@ def examples(dataset: Dataset, split: Split, points: list[tuple[int, int]], conf
     return found
 
 
-def train(config: ThinkerConfig, report: Report = print) -> Path:
-    """The finished adapter's folder; one that was made with the same settings is returned as it is."""
+def train(config: ThinkerConfig, report: Report = print, command: str | None = None) -> Path:
+    """The finished adapter's folder; one that was made with the same settings is returned as it is.
+
+    command: for the provenance, that of this process by default.
+    """
     out, work = Path(config.out), Path(config.out).with_name(Path(config.out).name + ".work")
     path, base = find_model(config.model or None)
     if not Path(path).is_dir():
@@ -164,13 +174,16 @@ def train(config: ThinkerConfig, report: Report = print) -> Path:
     measured = examples(dataset, split, to_measure, config) if to_measure else []
     report(f"thinker: {len(taught):,} examples of {len({u for u, _ in to_train}):,} users, {len(measured)} held out")
     clock = time.perf_counter()
-    made = provenance(f"{dataset.name}, {config.protocol}", {"seed": config.seed}, 0.0)
+    made = provenance(f"{dataset.name}, {config.protocol}", {"seed": config.seed}, 0.0, command)
     trainer = make_trainer(path, taught, measured, config, work, report)
     checkpoint = last_checkpoint(work)
     if checkpoint:
         report(f"thinker: goes on at {checkpoint.name}")
-    losses = {"before": None if checkpoint or not measured else _loss(trainer)}
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    losses = {"before": _loss(trainer) if measured else None}
+    if checkpoint and _step(checkpoint) == (config.stop or config.steps):  # training on would take a step too many
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     losses["after"] = _loss(trainer) if measured else None
     about = {
         "settings": identity,
@@ -219,6 +232,9 @@ def make_trainer(
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             started[:] = [time.perf_counter(), state.global_step]
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= state.global_step == config.stop
 
     started = [0.0, 0.0]
     number, why = choose_dtype(config.dtype)
@@ -281,7 +297,11 @@ def make_trainer(
 def last_checkpoint(work: Path) -> Path | None:
     """The newest whole checkpoint; one that a kill cut off has no trainer_state.json, which is written last."""
     whole = [p.parent for p in (work / "checkpoints").glob("checkpoint-*/trainer_state.json") if _readable(p)]
-    return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _readable(path: Path) -> bool:
@@ -342,7 +362,8 @@ def main(argv: list[str] | None = None) -> int:
             help=f.metadata["help"] + shown,
         )
     try:
-        train(ThinkerConfig(**vars(parser.parse_args(argv))), _say)
+        given = sys.argv[1:] if argv is None else argv
+        train(ThinkerConfig(**vars(parser.parse_args(argv))), _say, f"{parser.prog} {shlex.join(given)}")
     except GenrecError as error:
         _say(str(error))
         return 2

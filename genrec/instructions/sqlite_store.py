@@ -124,6 +124,8 @@ class SQLiteStore(InstructionStore):
     def _connect(self, write: bool) -> sqlite3.Connection | None:
         """The connection to the file that is there now; None where there is none and nothing is to be written."""
         found = self._look()
+        if write and self._frozen():
+            raise GenrecError(f"cannot write {self.path}: its folder is read-only")
         if self._db is None or found != self._seen:
             self._disconnect()
             if found is None and not write:
@@ -156,14 +158,17 @@ class SQLiteStore(InstructionStore):
             return file.st_dev, file.st_ino
         return file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size, self._log().exists()
 
+    def _frozen(self) -> bool:
+        """Whether there is a file in a folder without write permission."""
+        return self.path.exists() and not os.access(self.path.parent, os.W_OK)
+
     def _log(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
 
     def _open(self) -> sqlite3.Connection:
         # Without write permission on the folder the log's index cannot be made: the file is read as it stands, or,
         # while another process writes, through that one's index.
-        frozen = self.path.exists() and not os.access(self.path.parent, os.W_OK)
-        mode = "" if not frozen else "?mode=ro" if self._log().exists() else "?immutable=1"
+        mode = "" if not self._frozen() else "?mode=ro" if self._log().exists() else "?immutable=1"
         return sqlite3.connect(
             self.path.resolve().as_uri() + mode,
             uri=True,

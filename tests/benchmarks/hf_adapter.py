@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         self.model = [model]  # a list, so that its parameters are not registered twice
 
     def forward(self, input_ids: Tensor, **_: object) -> BaseModelOutput:
-        history = History(input_ids, torch.zeros(input_ids.shape), torch.ones(input_ids.shape))
+        history = History(input_ids, torch.full(input_ids.shape, -1.0), torch.ones(input_ids.shape))  # without times
         memory = self.model[0].encode(history)
         lengths = (input_ids >= 0).sum(1)
         distance = (lengths[:, None] - 1 - torch.arange(input_ids.shape[1]))[:, None]

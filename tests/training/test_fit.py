@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,47 +21,100 @@ from genrec.errors import GenrecError
 from training.fit import Fit, FitConfig, fit, read_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
-CHILD = """
-import json, sys
+# Imports once, then forks a process for every [settings, moment, n, file]: killed with SIGKILL at the n-th passing of
+# the moment, or left to end. The file takes how often each moment was passed. Prints the exit codes.
+RUNS = """
+import collections, json, os, signal, sys, threading
 from pathlib import Path
+from typing import Any
+import faiss, matplotlib.backends.backend_agg, matplotlib.figure, scipy.optimize, torch
+import genrec.generator.model, genrec.generator.teacher, genrec.tokenizer.report, training.evaluate, training.generator
 from training.fit import FitConfig, fit
-settings = json.loads(sys.argv[1])
-fit(FitConfig(**(settings | {"out": Path(settings["out"]), "tools": tuple(settings["tools"])})), lambda line: None)
+
+def run(settings, moment, at, log):
+    passed = collections.Counter()
+    def pass_by(where):
+        passed[where] += 1
+        if (where, passed[where]) == (moment, at):
+            os.kill(os.getpid(), signal.SIGKILL)
+    rename, step = Path.replace, training.generator.Run.train_step
+    def replace(path, target):
+        pass_by("written")
+        rename(path, target)
+        pass_by("moved" if str(target) == settings["out"] else "renamed")
+    def train_step(self):
+        pass_by("step")
+        return step(self)
+    Path.replace, training.generator.Run.train_step = replace, train_step
+    if moment == "timer":
+        threading.Timer(at / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    fit(FitConfig(**(settings | {"out": Path(settings["out"]), "tools": tuple(settings["tools"])})))
+    Path(log).write_text(json.dumps(passed))
+    sys.stdout.flush()
+    os._exit(0)
+
+for job in map(json.loads, sys.stdin):
+    child = os.fork()
+    if not child:
+        try:
+            run(*job)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 def digest(bundle: Path) -> dict[str, str]:
-    """Checksums of everything that was trained; reports carry times and are left out."""
+    """Checksums of everything but the report itself, which carries times."""
     files = json.loads((bundle / "bundle.json").read_text())["files"]
-    return {name: f["sha256"] for name, f in files.items() if not name.startswith("report/")}
+    return {name: f["sha256"] for name, f in files.items() if not name.startswith("report/report.")}
 
 
-def start(config: FitConfig) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, json.dumps(config.as_dict())], cwd=ROOT, stderr=subprocess.PIPE
-    )
+def measured(bundle: Path) -> list[Any]:
+    report = json.loads((bundle / "report" / "report.json").read_text())
+    return [report["rows"], report["comparisons"], report["about"]["seeds"]]
 
 
 def test_kill_9_at_random_moments_changes_nothing(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
-    changes = {"epochs": 20, "checkpoint_seconds": 0.05}
-    whole = fit(tiny_config(tmp_path / "whole", **changes))
-    config = tiny_config(tmp_path / "killed", **changes)
-    rng = random.Random(0)
-    kills = 0
-    while not (config.out / "bundle.json").exists():
-        child = start(config)
-        try:
-            child.wait(timeout=rng.uniform(3, 9) if kills < 4 else None)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            kills += 1
-            assert not config.out.exists()  # nothing half-written
-            continue
-        assert child.returncode == 0, child.stderr.read().decode()  # type: ignore[union-attr]
-    assert kills >= 1
-    assert digest(config.out) == digest(whole)
-    assert not (tmp_path / "killed.work").exists()
+    out, log = tmp_path / "killed", tmp_path / "passed.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNS], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as runner:
+
+        def run(folder: Path, moment: str = "never", at: int = 0) -> int:
+            assert runner.stdin is not None and runner.stdout is not None
+            changes = {"epochs": 60, "checkpoint_seconds": 0.0, "tools": ("popularity", "markov")}
+            settings = tiny_config(folder, **changes).as_dict()
+            runner.stdin.write(json.dumps([settings, moment, at, str(log)]) + "\n")
+            runner.stdin.flush()
+            return int(runner.stdout.readline())
+
+        assert run(tmp_path / "whole") == 0
+        assert json.loads(log.read_text())["step"] == 60  # more than what follows can use up
+        draw = random.Random()
+        moments = [
+            ("written", 1),  # before anything is there
+            ("timer", draw.randint(1, 300)),  # anywhere
+            ("written", draw.randint(2, 12)),  # a whole temporary file stays
+            ("renamed", draw.randint(2, 12)),
+            ("step", draw.randint(1, 8)),
+            ("step", draw.randint(1, 8)),
+            ("step", draw.randint(1, 8)),
+            ("written", draw.randint(1, 4)),
+            ("moved", 1),  # right after the last move
+        ]
+        for moment, at in moments:
+            assert not out.exists(), (moments, moment, at)  # nothing half-written
+            assert run(out, moment, at) == -signal.SIGKILL, (moments, moment, at)
+        assert out.exists() and out.with_name("killed.work").exists()
+        assert run(out) == 0
+    assert digest(out) == digest(tmp_path / "whole"), moments
+    assert measured(out) == measured(tmp_path / "whole"), moments
+    assert Bundle.load(out).folder == out
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed", "passed.json"}, moments
+    assert list(tmp_path.rglob(".*")) == [], moments
 
 
 def test_what_a_killed_write_leaves_is_not_sealed(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:

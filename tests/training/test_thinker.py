@@ -221,6 +221,23 @@ def test_a_killed_run_goes_on_and_makes_the_same_adapter(
     assert json.loads((asked.out / ABOUT).read_text())["resumed"]
 
 
+def test_a_run_that_was_killed_after_its_last_step_takes_none_too_many(
+    tiny: Path, long_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped early at a checkpoint, and killed before the adapter was kept: the same adapter as without the kill."""
+    import training.thinker
+
+    whole = train(config(tmp_path / "whole", long_shop, model=str(tiny), stop=2), lambda line: None)
+    asked = config(tmp_path / "cut", long_shop, model=str(tiny), stop=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.thinker, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(asked, lambda line: None)
+    train(asked, lambda line: None)
+    name = "adapter_model.safetensors"
+    assert (asked.out / name).read_bytes() == (whole / name).read_bytes()
+    assert json.loads((asked.out / ABOUT).read_text())["settings"]["stop"] == 2
+
+
 def test_bad_settings_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (
         ["--steps", "0"],
