@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -233,6 +234,7 @@ def test_data_of_which_nobody_has_enough_is_described_but_not_fitted(
 
 # -- fit --------------------------------------------------------------------------------------------
 
+NO_ROOM = re.compile("No space left on device|no space left on the disk|check the folder and the free space")
 SMALL = ("--epochs=1", "--d-model=16", "--layers=1", "--codes=8")
 
 
@@ -310,6 +312,68 @@ def test_ctrl_c_ends_a_fit_with_130_and_it_goes_on(shop_folder: Path, tmp_path: 
     again = start("fit", *flags)
     _, err = again.communicate(timeout=600)
     assert again.returncode == 0 and b"semantic-ids: done before" in err and (tmp_path / "b" / "bundle.json").is_file()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A folder on a disk of its own, of the size given; called again it changes the size."""
+    disk = tmp_path / "disk"
+
+    def of_size(size: str) -> Path:
+        options = f"remount,size={size}" if disk.exists() else f"size={size}"
+        disk.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        return disk
+
+    yield of_size
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", disk], check=True)  # a store may still be open
+
+
+def test_a_full_disk_is_one_line_and_the_work_goes_on_when_there_is_room(
+    small_disk: Callable[[str], Path], shop_folder: Path, scripted: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    disk = small_disk("4k")
+    assert NO_ROOM.search(error_of(capsys, "data", str(shop_folder), "--save", str(disk / "data")))
+    shutil.rmtree(disk / "data")
+    own = str(shop_folder / "embeddings.npy")
+    flags = ["--data", str(shop_folder), "--embeddings", own, *SMALL]
+    for size in ("12k", "60k", "250k", "500k"):
+        small_disk(size)
+        assert NO_ROOM.search(error_of(capsys, "fit", *flags, "--out", str(disk / "b"))), size
+        assert not (disk / "b").exists() and not list(disk.rglob(".*.tmp"))
+    small_disk("20m")
+    assert main(["fit", *flags, "--out", str(disk / "b")]) == 0
+    assert main(["fit", *flags, "--out", str(tmp_path / "whole")]) == 0
+    a, b = (json.loads((folder / "bundle.json").read_text())["files"] for folder in (disk / "b", tmp_path / "whole"))
+    assert [n for n in a if a[n] != b[n] and not n.startswith("report/report.")] == [] and a.keys() == b.keys()
+    capsys.readouterr()
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in disk.rglob("*") if path.is_file())
+    small_disk(str(used + 8192))
+    assert NO_ROOM.search(error_of(capsys, "instruct", "--bundle", str(disk / "b"), "--users", "40"))
+    assert scripted == []  # said before the model starts
+    small_disk("20m")
+    assert json_of(capsys, "instruct", "--bundle", str(disk / "b"), "--users", "40")["stored"] == 40
+
+
+@pytest.mark.parametrize("at", [1, 8, 20, 30])
+def test_no_room_at_any_write_is_one_line(
+    at: int, shop_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    sync, passed = os.fsync, [0]
+
+    def full(file: int) -> None:
+        passed[0] += 1
+        if passed[0] >= at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    flags = ("--data", str(shop_folder), "--embeddings", str(shop_folder / "embeddings.npy"), *SMALL)
+    assert NO_ROOM.search(error_of(capsys, "fit", *flags, "--out", str(tmp_path / "b")))
+    assert not (tmp_path / "b").exists() and not list(tmp_path.rglob(".*.tmp"))
 
 
 # -- recommend and trace ----------------------------------------------------------------------------
