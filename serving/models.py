@@ -93,6 +93,8 @@ def merged_model(adapter: Path) -> tuple[str, str]:
         with whole_folder(folder) as temporary:
             logger.info("merging the adapter %s into %s, once, into %s", adapter, base, folder)
             _merge(path, weights, config["lora_alpha"] / config["r"], temporary)
+            if (adapter / ABOUT).is_file():  # the merged folder, given by its path, is known as the same model
+                shutil.copyfile(adapter / ABOUT, temporary / ABOUT)
     return str(folder), name
 
 

@@ -51,7 +51,7 @@ from serving.instruct import (
     tool_evidence,
 )
 from serving.llm import Backend, PromptTooLong, choose_dtype, open_model
-from serving.llm.base import REPETITION_PENALTY, chat_tokens
+from serving.llm.base import chat_tokens, repetition_penalty
 from serving.llm.vllm import ENVIRONMENT, engine_settings
 from serving.models import find_model, prompt_of
 
@@ -152,7 +152,7 @@ class Processor(Engine):
 
         self._path, self.name = find_model(model)
         self._settings = engine_settings(self._path, choose_dtype(dtype)[0])
-        self._workers, self._cpus = workers, cpus
+        self._workers, self._cpus, self._penalty = workers, cpus, repetition_penalty(model)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self._path)
 
     def tokens(self, chats: Sequence[Chat], max_tokens: int) -> list[list[int] | None]:
@@ -163,7 +163,7 @@ class Processor(Engine):
         import torch
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-        grammar, workers = json.dumps(schema), _useful(self._workers, folder)
+        grammar, workers, penalty = json.dumps(schema), _useful(self._workers, folder), self._penalty
 
         def before(row: dict[str, Any]) -> dict[str, Any]:
             return {
@@ -172,7 +172,7 @@ class Processor(Engine):
                 "tokenized_prompt": row["tokens"],
                 "sampling_params": {
                     "temperature": 0.0,
-                    "repetition_penalty": REPETITION_PENALTY,
+                    "repetition_penalty": penalty,
                     "max_tokens": int(row["max_tokens"]),
                     "structured_outputs": {"json": grammar},
                 },

@@ -1,7 +1,7 @@
 """Language-model backends: vLLM in this process, any OpenAI-compatible endpoint, transformers, and a scripted one.
 
-All decode greedily with one mild repetition penalty (endpoints that know it), so the same prompts give the same texts;
-all count their tokens. The engines are imported when a backend is made, never before.
+All decode greedily with a mild repetition penalty (endpoints that know it; none for a fine-tuned adapter), so the same
+prompts give the same texts; all count their tokens. The engines are imported when a backend is made, never before.
 
     model = open_model()                    # vLLM where it is installed, else transformers
     model = open_model(endpoint="http://127.0.0.1:8000/v1")

@@ -7,13 +7,21 @@ from typing import Any, Protocol
 
 from genrec.contracts import LanguageModel
 from genrec.errors import GenrecError
+from serving.models import prompt_of
 
 Chat = list[dict[str, str]]
 
 # SmolLM2-135M without it: "comedy, comedy, comedy, ..."; at 1.1 and above it breaks out of the language into
 # markup, because the quotation marks of the JSON are penalised too.
 REPETITION_PENALTY = 1.05
+PLAIN = 1.0  # no penalty
 CONTEXT_TOKENS = 4096  # prompt and reply together
+
+
+def repetition_penalty(model: str | None) -> float:
+    """The penalty that a model is decoded with: none for a fine-tuned adapter, whose reply is to repeat the prompt's
+    labels. With 1.05 the shipped one stopped after one or two of them: docs/slow-thinking.md has the figures."""
+    return PLAIN if prompt_of(model) else REPETITION_PENALTY
 
 
 class Backend(LanguageModel, Protocol):

