@@ -109,13 +109,14 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
     attributes, users = Attributes(dataset.catalog), requests.users
     items = embedder(dataset.catalog.texts)
     history = quality.history_vectors(requests.contexts, items)
-    other = quality.ring(len(users))
+    neighbour = quality.ring(len(users))
 
     def hits(vectors: np.ndarray) -> np.ndarray:
         return quality.intent_hits(vectors, requests.contexts, requests.targets, items, attributes)
 
     alone = hits(history)
-    rows, pairs = [_row("history alone", users, {"intent hit": alone})], []
+    hit_of: dict[str, np.ndarray] = {}
+    rows, pairs = [_row("history alone", users, {"intent hit": alone})], list[Comparison]()
     for part in written:
         texts = [i.look_for for i in part.instructions]
         vectors = embed_texts(embedder, texts)
@@ -123,7 +124,7 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
         found = {
             "valid": part.valid,
             "intent hit": hits(vectors),
-            "intent hit, shuffled": hits(vectors[other]),
+            "intent hit, shuffled": hits(vectors[neighbour]),
             "named": np.array(
                 [quality.named(t, int(w), attributes) for t, w in zip(texts, requests.targets, strict=True)]
             ),
@@ -133,12 +134,14 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
             "distinct": quality.distinctness(texts),
         }
         rows.append(_row(part.name, users, found))
+        hit_of[part.name] = found["intent hit"]
+        pairs += [_pair(part.name, other, users, found["intent hit"], hit_of[other]) for other in list(hit_of)[:-1]]
         shuffled, both = "its texts shuffled", f"history + {part.name}"
         pairs += [
             _pair(part.name, shuffled, users, found["intent hit"], found["intent hit, shuffled"]),
             _pair(part.name, "history alone", users, found["intent hit"], alone),
             _pair(both, "history alone", users, with_history, alone),
-            _pair(both, f"history + {shuffled}", users, with_history, hits(history + vectors[other])),
+            _pair(both, f"history + {shuffled}", users, with_history, hits(history + vectors[neighbour])),
         ]
         if len(part.free):
             n = len(part.free)

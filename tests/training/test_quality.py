@@ -45,6 +45,7 @@ def test_the_report_has_every_writer_its_controls_and_its_provenance(
     assert template["named"]["mean"] > 0.5 > template["distinct"]["mean"]
     assert all(interval["low"] <= interval["mean"] <= interval["high"] for interval in template.values())
     pairs = {(c["system"], c["baseline"]) for c in report["comparisons"]}
+    assert ("zero-shot", "template") in pairs and ("template", "zero-shot") not in pairs
     assert ("zero-shot", "its texts shuffled") in pairs and ("history + zero-shot", "history alone") in pairs
     assert {"protocol", "command", "commit", "machine", "seconds"} <= set(report["about"])
     shown = capsys.readouterr().err
