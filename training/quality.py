@@ -1,12 +1,13 @@
 """How good the thinkers' texts are, each writer at the same points: the validation request of every user.
 
-    python -m training.quality --data ml-100k --writers template packaged ml-100k-v1 \\
+    python -m training.quality --data ml-100k --writers template values packaged ml-100k-v1 \\
         --out docs/results/instruction-text
 
-A writer is `template` (no model), `packaged` (the packaged model as it is, with few-shot examples) or what --model
-takes elsewhere: a shipped adapter, a folder, a hub name. An adapter is asked with its own prompt. What is measured is
-defined in genrec.instructions.quality; validation requests are used because nothing was trained on them. Replies are
-kept in <out>.work as they come: a killed run that is started again asks for the missing ones only.
+A writer is `template` (no model), `values` (the template, and after it the newest item's year, brand and the like: what
+a fine-tuned model may name and the template does not), `packaged` (the packaged model as it is, with few-shot examples)
+or what --model takes elsewhere: a shipped adapter, a folder, a hub name. An adapter is asked with its own prompt. What
+is measured is defined in genrec.instructions.quality; validation requests are used because nothing was trained on them.
+Replies are kept in <out>.work as they come: a killed run that is started again asks for the missing ones only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from serving.llm import Backend, open_model
 from serving.models import prompt_of
 from training.config import PROTOCOLS
 
-PACKAGED = "packaged"
+PACKAGED, VALUES = "packaged", "values"
 CHUNK = 64
 Say = Callable[[str], None]
 
@@ -61,6 +62,16 @@ def write_template(dataset: Dataset, contexts: list[UserContext]) -> Written:
     shown = [writer.chat(context)[-1]["content"] for context in contexts]
     said = [plain_instruction(context, writer) for context in contexts]
     return Written(MODEL, said, shown, np.ones(len(contexts)), np.zeros(0))
+
+
+def write_values(dataset: Dataset, contexts: list[UserContext]) -> Written:
+    """The template's look_for, and after it the values of the newest item's fields."""
+    plain, columns = write_template(dataset, contexts), Attributes(dataset.catalog).values.values()
+    said = []
+    for instruction, context in zip(plain.instructions, contexts, strict=True):
+        newest = [column[row] for column in columns for row in context.history[-1:] if column[row]]
+        said.append(replace(instruction, look_for=", ".join([instruction.look_for, *newest])))
+    return replace(plain, name=f"{MODEL} + {VALUES}", instructions=said)
 
 
 def write_model(
@@ -120,11 +131,15 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
     for part in written:
         texts = [i.look_for for i in part.instructions]
         vectors = embed_texts(embedder, texts)
+        cut = embed_texts(embedder, [quality.without_values(text, attributes) for text in texts])
         with_history = hits(history + vectors)
         found = {
             "valid": part.valid,
             "intent hit": hits(vectors),
             "intent hit, shuffled": hits(vectors[neighbour]),
+            "intent hit, values cut": hits(
+                embed_texts(embedder, [quality.without_values(t, attributes) for t in texts])
+            ),
             "named": np.array(
                 [quality.named(t, int(w), attributes) for t, w in zip(texts, requests.targets, strict=True)]
             ),
@@ -213,8 +228,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     work = args.out.with_name(args.out.name + ".work")
     written = []
     for name in args.writers:
-        if name == MODEL:
-            written.append(write_template(dataset, requests.contexts))
+        if name in (MODEL, VALUES):
+            written.append((write_template if name == MODEL else write_values)(dataset, requests.contexts))
             continue
         model = None if name == PACKAGED else name
 

@@ -32,13 +32,13 @@ def test_the_report_has_every_writer_its_controls_and_its_provenance(
         return engines[-1]
 
     monkeypatch.setattr(training.quality, "open_model", start)
-    ask = ["--data", str(shop_folder), "--protocol", "leave-one-out", "--writers", "template", "packaged"]
+    ask = ["--data", str(shop_folder), "--protocol", "leave-one-out", "--writers", "template", "values", "packaged"]
     ask += ["--free", "3", "--show", "2", "--out", str(tmp_path / "report")]
     assert main(ask) == 0
     assert len(engines) == 1 and len(engines[0].calls) == 43  # forty users, three of them twice
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     rows = {row["system"]: row["metrics"] for row in report["rows"]}
-    assert list(rows) == ["history alone", "template", "zero-shot", "zero-shot, no grammar"]
+    assert list(rows) == ["history alone", "template", "template + values", "zero-shot", "zero-shot, no grammar"]
     template, model = rows["template"], rows["zero-shot"]
     assert template["valid"]["mean"] == template["grounded"]["mean"] == 1 > model["valid"]["mean"] > 0
     assert template["intent hit"]["mean"] > template["intent hit, shuffled"]["mean"]  # users stay in their category
