@@ -174,7 +174,9 @@ def provenance(protocol: str, seeds: Mapping[str, int], seconds: float, command:
         "protocol": protocol,
         "seeds": dict(seeds),
         "seconds": round(seconds, 1),
-        "command": shlex.join(sys.argv) if command is None else command,
+        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".replace("__main__.py", "genrec", 1)
+        if command is None
+        else command,
         "commit": commit(),
         "machine": machine(),
     }
