@@ -1,12 +1,13 @@
 """How good the thinkers' texts are, each writer at the same points: the validation request of every user.
 
-    python -m training.quality --data ml-100k --writers template packaged ml-100k-v1 \\
+    python -m training.quality --data ml-100k --writers template values packaged ml-100k-v1 \\
         --out docs/results/instruction-text
 
-A writer is `template` (no model), `packaged` (the packaged model as it is, with few-shot examples) or what --model
-takes elsewhere: a shipped adapter, a folder, a hub name. An adapter is asked with its own prompt. What is measured is
-defined in genrec.instructions.quality; validation requests are used because nothing was trained on them. Replies are
-kept in <out>.work as they come: a killed run that is started again asks for the missing ones only.
+A writer is `template` (no model), `values` (the template, and after it the newest item's year, brand and the like: what
+a fine-tuned model may name and the template does not), `packaged` (the packaged model as it is, with few-shot examples)
+or what --model takes elsewhere: a shipped adapter, a folder, a hub name. An adapter is asked with its own prompt. What
+is measured is defined in genrec.instructions.quality; validation requests are used because nothing was trained on them.
+Replies are kept in <out>.work as they come: a killed run that is started again asks for the missing ones only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from serving.llm import Backend, open_model
 from serving.models import prompt_of
 from training.config import PROTOCOLS
 
-PACKAGED = "packaged"
+PACKAGED, VALUES = "packaged", "values"
 CHUNK = 64
 Say = Callable[[str], None]
 
@@ -61,6 +62,16 @@ def write_template(dataset: Dataset, contexts: list[UserContext]) -> Written:
     shown = [writer.chat(context)[-1]["content"] for context in contexts]
     said = [plain_instruction(context, writer) for context in contexts]
     return Written(MODEL, said, shown, np.ones(len(contexts)), np.zeros(0))
+
+
+def write_values(dataset: Dataset, contexts: list[UserContext]) -> Written:
+    """The template's look_for, and after it the values of the newest item's fields."""
+    plain, columns = write_template(dataset, contexts), Attributes(dataset.catalog).values.values()
+    said = []
+    for instruction, context in zip(plain.instructions, contexts, strict=True):
+        newest = [column[row] for column in columns for row in context.history[-1:] if column[row]]
+        said.append(replace(instruction, look_for=", ".join([instruction.look_for, *newest])))
+    return replace(plain, name=f"{MODEL} + {VALUES}", instructions=said)
 
 
 def write_model(
@@ -109,21 +120,26 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
     attributes, users = Attributes(dataset.catalog), requests.users
     items = embedder(dataset.catalog.texts)
     history = quality.history_vectors(requests.contexts, items)
-    other = quality.ring(len(users))
+    neighbour = quality.ring(len(users))
 
     def hits(vectors: np.ndarray) -> np.ndarray:
         return quality.intent_hits(vectors, requests.contexts, requests.targets, items, attributes)
 
     alone = hits(history)
-    rows, pairs = [_row("history alone", users, {"intent hit": alone})], []
+    hit_of: dict[str, np.ndarray] = {}
+    rows, pairs = [_row("history alone", users, {"intent hit": alone})], list[Comparison]()
     for part in written:
         texts = [i.look_for for i in part.instructions]
         vectors = embed_texts(embedder, texts)
+        cut = embed_texts(embedder, [quality.without_values(text, attributes) for text in texts])
         with_history = hits(history + vectors)
         found = {
             "valid": part.valid,
             "intent hit": hits(vectors),
-            "intent hit, shuffled": hits(vectors[other]),
+            "intent hit, shuffled": hits(vectors[neighbour]),
+            "intent hit, values cut": hits(
+                embed_texts(embedder, [quality.without_values(t, attributes) for t in texts])
+            ),
             "named": np.array(
                 [quality.named(t, int(w), attributes) for t, w in zip(texts, requests.targets, strict=True)]
             ),
@@ -133,12 +149,14 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
             "distinct": quality.distinctness(texts),
         }
         rows.append(_row(part.name, users, found))
+        hit_of[part.name] = found["intent hit"]
+        pairs += [_pair(part.name, other, users, found["intent hit"], hit_of[other]) for other in list(hit_of)[:-1]]
         shuffled, both = "its texts shuffled", f"history + {part.name}"
         pairs += [
             _pair(part.name, shuffled, users, found["intent hit"], found["intent hit, shuffled"]),
             _pair(part.name, "history alone", users, found["intent hit"], alone),
             _pair(both, "history alone", users, with_history, alone),
-            _pair(both, f"history + {shuffled}", users, with_history, hits(history + vectors[other])),
+            _pair(both, f"history + {shuffled}", users, with_history, hits(history + vectors[neighbour])),
         ]
         if len(part.free):
             n = len(part.free)
@@ -210,8 +228,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     work = args.out.with_name(args.out.name + ".work")
     written = []
     for name in args.writers:
-        if name == MODEL:
-            written.append(write_template(dataset, requests.contexts))
+        if name in (MODEL, VALUES):
+            written.append((write_template if name == MODEL else write_values)(dataset, requests.contexts))
             continue
         model = None if name == PACKAGED else name
 

@@ -8,6 +8,8 @@ Five figures, each of one instruction and so with an interval over users:
   weighted Jaccard index of their labels (categories, brand, year), 0 to 1. Two controls stand beside it: the history's
   own embedding in place of look_for, and the look_for of another user, in a ring drawn once. A text that is not better
   than another user's knows nothing of this user.
+  The hit is also measured with the values of fields (year, brand) cut out of look_for: a text that names one is nearer
+  to the items that have it, whoever wrote it.
 - *Named*: the share of the next item's labels, weighted by rarity, that look_for names as words. No embedding.
 - *Grounded*: the share of the instruction's content words that stand in what the model was shown of this user (the
   last turn of the prompt). Stop words, and digits' marks, do not count; a plural counts as its singular.
@@ -84,6 +86,13 @@ def intent_hits(
         labels = attributes.labels[int(wanted[i])]
         out[i] = np.mean([likeness(attributes.labels[row], labels, attributes) for row in best]) if best else 0.0
     return out
+
+
+def without_values(text: str, attributes: Attributes) -> str:
+    """look_for without those of its comma-separated parts that are the value of a field; all of it where all are."""
+    values = {value for column in attributes.values.values() for value in column}
+    kept = [part for part in text.split(", ") if part not in values]
+    return ", ".join(kept) or text
 
 
 def named(text: str, row: int, attributes: Attributes) -> float:

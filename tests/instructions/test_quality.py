@@ -70,3 +70,10 @@ def test_groundedness_counts_content_words_that_the_model_was_shown() -> None:
 def test_distinctness_sums_to_the_number_of_different_texts() -> None:
     found = quality.distinctness(["Drama", "dramas", "comedy"])
     assert found.tolist() == [0.5, 0.5, 1.0] and found.sum() == 2
+
+
+def test_values_of_fields_are_cut_and_nothing_else() -> None:
+    table = {"item": ["a", "b"], "title": ["A", "B"], "category": [["Tea"], ["Jam"]], "year": ["1997", "1997"]}
+    labels = Attributes(Catalog(pa.table(table), ("year",)))
+    assert quality.without_values("Tea, in 1997, 1997", labels) == "Tea, in 1997"
+    assert quality.without_values("1997", labels) == "1997"

@@ -32,19 +32,20 @@ def test_the_report_has_every_writer_its_controls_and_its_provenance(
         return engines[-1]
 
     monkeypatch.setattr(training.quality, "open_model", start)
-    ask = ["--data", str(shop_folder), "--protocol", "leave-one-out", "--writers", "template", "packaged"]
+    ask = ["--data", str(shop_folder), "--protocol", "leave-one-out", "--writers", "template", "values", "packaged"]
     ask += ["--free", "3", "--show", "2", "--out", str(tmp_path / "report")]
     assert main(ask) == 0
     assert len(engines) == 1 and len(engines[0].calls) == 43  # forty users, three of them twice
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     rows = {row["system"]: row["metrics"] for row in report["rows"]}
-    assert list(rows) == ["history alone", "template", "zero-shot", "zero-shot, no grammar"]
+    assert list(rows) == ["history alone", "template", "template + values", "zero-shot", "zero-shot, no grammar"]
     template, model = rows["template"], rows["zero-shot"]
     assert template["valid"]["mean"] == template["grounded"]["mean"] == 1 > model["valid"]["mean"] > 0
     assert template["intent hit"]["mean"] > template["intent hit, shuffled"]["mean"]  # users stay in their category
     assert template["named"]["mean"] > 0.5 > template["distinct"]["mean"]
     assert all(interval["low"] <= interval["mean"] <= interval["high"] for interval in template.values())
     pairs = {(c["system"], c["baseline"]) for c in report["comparisons"]}
+    assert ("zero-shot", "template") in pairs and ("template", "zero-shot") not in pairs
     assert ("zero-shot", "its texts shuffled") in pairs and ("history + zero-shot", "history alone") in pairs
     assert {"protocol", "command", "commit", "machine", "seconds"} <= set(report["about"])
     shown = capsys.readouterr().err
