@@ -39,17 +39,16 @@ class Asked(Recommender):
     """A recommender whose recommend only notes what it is asked; contexts are made by the real code."""
 
     def __init__(self, embeddings: str = "") -> None:
-        def get(user: str, scenario: str) -> Instruction | None:
-            text = STORED.get((user, scenario))
-            return Instruction("", (), text) if text else None
+        def get_many(keys: list[tuple[str, str]]) -> list[Instruction | None]:
+            return [Instruction("", (), STORED[key]) if key in STORED else None for key in keys]
 
         def fusion(scenario: str) -> dict[str, dict[str, float]]:
             return {"fused": {"generator": 0.5, "ease": 0.1234} if scenario == "home" else {"markov": 1.0}}
 
-        store = SimpleNamespace(get=get)
+        store = SimpleNamespace(get_many=get_many)
         tools = {"ease": None, "markov": None}
         parts = {"dataset": DATASET, "store": store, "fusion": fusion, "tools": tools}
-        self.bundle = cast(Any, SimpleNamespace(**parts, config={"embeddings": embeddings}))
+        super().__init__(cast(Any, SimpleNamespace(**parts, config={"embeddings": embeddings})))
 
     def recommend(self, context: UserContext, k: int = 10, **given: Any) -> Any:
         return SimpleNamespace(context=context, k=k, **given)
@@ -160,7 +159,7 @@ def test_without_gradio_the_page_names_the_command_that_installs_it(monkeypatch:
     for module in ("ui.app", "ui.layout"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(GenrecError, match=r"gradio is not installed.*genrec\[ui\]"):
+    with pytest.raises(GenrecError, match=r"gradio is not installed.*-e '\.\[ui\]'"):
         importlib.import_module("ui.app")
 
 
