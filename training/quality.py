@@ -137,9 +137,7 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
             "valid": part.valid,
             "intent hit": hits(vectors),
             "intent hit, shuffled": hits(vectors[neighbour]),
-            "intent hit, values cut": hits(
-                embed_texts(embedder, [quality.without_values(t, attributes) for t in texts])
-            ),
+            "intent hit, values cut": hits(cut),
             "named": np.array(
                 [quality.named(t, int(w), attributes) for t, w in zip(texts, requests.targets, strict=True)]
             ),
