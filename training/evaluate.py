@@ -26,13 +26,14 @@ from genrec.evaluation.protocol import Ranked, rank_lists, seen_index, target_ra
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
 from genrec.tokenizer.embeddings import embed_texts
 from genrec.tools import Tool
-from genrec.tools.fusion import bagged, contenders, fit_weights, search_weights, standardise
+from genrec.tools.fusion import contenders, fit_weights, standardise
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
 
 CHUNK = 256
 WIDTH = 50
+GENERATOR_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0)  # the tools' add up to 1
 FLOORS_ROW, ALONE_ROW, FUSED_ROW = "floors fused", "generator alone", "genrec fused"
 
 
@@ -99,32 +100,31 @@ def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, f
 
 
 def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float]) -> dict[str, float]:
-    """Weights of tools and generator together, by NDCG@10 on validation requests."""
+    """The floors' weights with one for the generator, by NDCG@10 on validation requests; they add up to 1.
+
+    The tools keep their proportions. To choose all weights anew, or the mean of twelve such choices, lost .0030 and
+    .0020 NDCG@10 against the floors' fusion (.0811) on 5,000 validation requests of Amazon Beauty that were not chosen
+    on; this one weight gained .0006.
+    """
     found = list(shortlists(parts, validation, floors))
     most = max(s.rows.shape[1] for _, s in found)
-    rows = np.concatenate([np.pad(s.rows, ((0, 0), (0, most - s.rows.shape[1])), constant_values=-1) for _, s in found])
-    blocks = {
-        name: np.concatenate([np.pad(s.parts[name], ((0, 0), (0, most - s.rows.shape[1]))) for _, s in found])
-        for name in found[0][1].parts
-    }
-    wanted = rows == validation.targets[:, None]
-    present = wanted.any(1)
 
-    tools = {name: floors.get(name, 0.0) for name in blocks if name != GENERATOR}
-    starts = [{**dict.fromkeys(tools, 0.0), GENERATOR: 1.0}, {**tools, GENERATOR: 0.1}]
+    def whole(blocks: Sequence[np.ndarray], padding: float = 0) -> np.ndarray:
+        return np.concatenate([np.pad(x, ((0, 0), (0, most - x.shape[1])), constant_values=padding) for x in blocks])
 
-    def choose(at: np.ndarray) -> dict[str, float]:
-        own = {name: block[at] for name, block in blocks.items()}
-        there, place = rows[at] >= 0, wanted[at].argmax(1)[:, None]
-
-        def quality(scores: np.ndarray) -> float:
-            above = ((scores > np.take_along_axis(scores, place, 1)) & there).sum(1)
-            return float(ndcg(np.where(present[at], above.astype(np.float64), np.inf), 10).mean())
-
-        tried = [search_weights(own, quality, start) for start in starts]
-        return max(tried, key=lambda w: quality(np.sum([np.float32(w[n]) * b for n, b in own.items()], axis=0)))
-
-    return bagged(len(rows), choose)
+    rows = whole([s.rows for _, s in found], -1)
+    tools = whole([s.fuse(floors) if parts.tools else np.zeros(s.rows.shape, np.float32) for _, s in found])
+    generator = whole([s.parts[GENERATOR] for _, s in found])
+    wanted, there = rows == validation.targets[:, None], rows >= 0
+    present, place = wanted.any(1), wanted.argmax(1)[:, None]
+    share = {name: w for name, w in floors.items() if name in parts.tools} if any(floors.values()) else {}
+    tried = []
+    for weight in GENERATOR_WEIGHTS if share else (1.0,):
+        scores = np.where(there, tools + np.float32(weight) * generator, -np.inf)
+        above = (scores > np.take_along_axis(scores, place, 1)).sum(1)
+        tried.append((float(ndcg(np.where(present, above.astype(np.float64), np.inf), 10).mean()), -weight))
+    chosen = share | {GENERATOR: -max(tried)[1]}
+    return {name: round(w / sum(chosen.values()), 4) for name, w in chosen.items()}
 
 
 def rank_systems(

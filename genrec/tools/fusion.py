@@ -128,8 +128,8 @@ def bagged(n: int, choose: Callable[[np.ndarray], dict[str, float]], seed: int =
     """The mean of the weights that `choose` finds on BAGS random halves (BAG requests at most) of n requests, int
     positions; each choice, and the mean, adds up to 1.
 
-    One choice on all requests follows their noise. Cross-validated on the 943 validation requests of ML-100K (tools and
-    generator against the tools' own fusion, NDCG@10 .1333): one choice -.0022, the mean of 12 +.0027.
+    One choice on all requests follows their noise. Cross-validated on the 943 validation requests of ML-100K, five
+    tools and a generator had an NDCG@10 of .1311 by one choice and of .1360 by the mean of 12.
     """
     rng = np.random.default_rng(seed)
     found = [choose(np.sort(rng.choice(n, max(1, min(n // 2, BAG)), replace=False))) for _ in range(BAGS)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,18 @@ def test_saved_weights_give_the_same_beams(tmp_path) -> None:
     again.set_catalog(model.trie, model.item_text).eval()
     history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
     assert torch.equal(beam_search(model, history, request, 9).scores, beam_search(again, history, request, 9).scores)
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_transformers_generate_finds_the_same(constrained: bool, monkeypatch) -> None:
+    """The other side of the benchmark is a fair one: same items, same log-probabilities."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from hf_adapter import GenerateAdapter
+
+    model = tiny_model(items=40)
+    contexts = [UserContext(history=(1, 2, 3)), UserContext(history=(4, 4, 9))]
+    history, request = make_history(contexts, 6), make_request(model, contexts)
+    beam = beam_search(model, history, request, 7)
+    items, scores = GenerateAdapter(model).eval().search(history.rows, 7, constrained)
+    assert torch.equal(beam.items, items)
+    assert torch.allclose(beam.scores, scores, atol=1e-5)

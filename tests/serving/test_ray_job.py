@@ -42,7 +42,7 @@ CONTEXTS = [UserContext(history=tuple((u * 7 + n * n) % 40 for n in range(u % 6)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    start(cpus=3)
+    start(cpus=2)
     yield
     ray.shutdown()
 
@@ -76,8 +76,10 @@ class Counted(Scripted):
         return texts
 
 
-def run(store: InstructionStore, model: Callable[[], Scripted], work: Path, **settings: object) -> object:
-    engine = Actors(model, "scripted", workers=2)
+def run(
+    store: InstructionStore, model: Callable[[], Scripted], work: Path, workers: int = 1, **settings: object
+) -> object:
+    engine = Actors(model, "scripted", workers)
     settings = {"shard": 50, "clock": lambda: 7.0} | settings
     return ray_instruct(CONTEXTS, PromptWriter(CATALOG, TEMPLATE), store, engine, work, **settings)  # type: ignore[arg-type]
 
@@ -101,7 +103,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
 
         store.put_many = watched  # type: ignore[method-assign, assignment]
         begun = time.monotonic()
-        done = run(store, lambda: Counted(calls, dies=True), tmp_path / "work", report=lines.append)
+        done = run(store, lambda: Counted(calls, dies=True), tmp_path / "work", workers=2, report=lines.append)
         seconds = time.monotonic() - begun
         assert content(store) == content(plain)
         for name in ("asked", "written", "empty", "retried", "replaced", "output_tokens"):
@@ -127,14 +129,14 @@ def test_a_driver_that_is_stopped_goes_on(tmp_path: Path) -> None:
 
     with open_store(tmp_path / "ray.sqlite") as store:
         with pytest.raises(KeyboardInterrupt):
-            run(store, lambda: Scripted(reply), tmp_path / "work", report=stop_after_two)
+            run(store, lambda: Scripted(lambda _: VALID), tmp_path / "work", report=stop_after_two)
         before = store.count()
         assert 0 < before < 500
         (tmp_path / "work" / "part-999999.parquet").write_text("left by somebody, or half written")
-        done = run(store, lambda: Scripted(reply), tmp_path / "work", report=lines.append)
+        done = run(store, lambda: Scripted(lambda _: VALID), tmp_path / "work", report=lines.append)
         assert getattr(done, "current", None) == before
         with open_store(tmp_path / "plain.sqlite") as plain:
-            instruct(CONTEXTS, CATALOG, Scripted(reply), TEMPLATE, plain)
+            instruct(CONTEXTS, CATALOG, Scripted(lambda _: VALID), TEMPLATE, plain)
             assert content(store) == content(plain)
 
 
@@ -142,7 +144,7 @@ class Narrow(Scripted):
     """A model that takes short prompts only."""
 
     def generate(self, chats: list[Chat], schema: object = None, max_tokens: int = 160) -> list[str]:
-        return generate_fitting(chats, [len(chat[-1]["content"]) for chat in chats], 100, self.name, super().generate)
+        return generate_fitting(chats, [len(chat[-1]["content"]) for chat in chats], 85, self.name, super().generate)
 
 
 def test_prompts_that_do_not_fit_and_engines_that_fail(tmp_path: Path) -> None:
