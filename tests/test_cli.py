@@ -321,7 +321,7 @@ def test_a_folder_for_results_is_tried_before_the_work(
 
 def test_ctrl_c_ends_a_fit_with_130_and_it_goes_on(shop_folder: Path, tmp_path: Path) -> None:
     own = str(shop_folder / "embeddings.npy")
-    flags = ["--data", str(shop_folder), "--out", str(tmp_path / "b"), "--embeddings", own, *SMALL, "--epochs", "40"]
+    flags = ["--data", str(shop_folder), "--out", str(tmp_path / "b"), "--embeddings", own, *SMALL, "--epochs", "15"]
     running = start("fit", *flags)
     assert running.stderr is not None
     for line in running.stderr:
