@@ -5,7 +5,7 @@ gather would copy [rows, most children, d] numbers, most of them padding, and sc
 multiply by thousands of rows of which tens are wanted. Two exact ways remain, and the cheaper one is taken:
 
 - by pairs: one vector per (row, child), for levels of many nodes with few children each;
-- by blocks: rows of the same node packed together, so that its children's vectors are copied once per BLOCK rows.
+- by blocks: rows of the same node packed together, so that its children's vectors are copied once per block of rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from genrec.generator.layers import MASKED
-
-BLOCK = 16
 
 
 def child_logits(vectors: Tensor, first: Tensor, count: Tensor, hidden: Tensor, nodes: Tensor) -> Tensor:
@@ -39,14 +37,15 @@ def child_logits(vectors: Tensor, first: Tensor, count: Tensor, hidden: Tensor, 
 def _by_blocks(vectors: Tensor, first: Tensor, n: Tensor, hidden: Tensor, nodes: Tensor, width: int) -> Tensor:
     order = nodes.argsort()
     present, group, size = nodes[order].unique_consecutive(return_inverse=True, return_counts=True)
-    blocks = (size + BLOCK - 1) // BLOCK
+    block = 16 if len(nodes) <= 16 * len(present) else 32  # rows: fewer copies of vectors against fuller blocks
+    blocks = (size + block - 1) // block
     rank = torch.arange(len(nodes), device=nodes.device) - (size.cumsum(0) - size)[group]
     place = torch.empty_like(nodes)
-    place[order] = (blocks.cumsum(0) - blocks)[group] * BLOCK + rank
+    place[order] = (blocks.cumsum(0) - blocks)[group] * block + rank
     slot = torch.arange(width, device=nodes.device)
     owner = present.repeat_interleave(blocks)
     child = (first[owner][:, None] + slot).clamp(max=len(vectors) - 1)
-    packed = hidden.new_zeros(len(owner) * BLOCK, hidden.shape[1]).index_copy(0, place, hidden)
+    packed = hidden.new_zeros(len(owner) * block, hidden.shape[1]).index_copy(0, place, hidden)
     wanted = vectors.index_select(0, child.flatten()).view(len(owner), width, -1)
-    values = torch.bmm(packed.view(len(owner), BLOCK, -1), wanted.transpose(1, 2)).flatten(0, 1)
+    values = torch.bmm(packed.view(len(owner), block, -1), wanted.transpose(1, 2)).flatten(0, 1)
     return values.index_select(0, place).masked_fill(slot >= n[:, None], MASKED)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.igr import InstructionRetrieval, keep
-from genrec.generator.layers import MASKED, DecoderLayer, EncoderLayer, Grid, LayerState
+from genrec.generator.layers import LANES, MASKED, DecoderLayer, EncoderLayer, Grid, LayerState
 from genrec.tokenizer.trie import Trie
 
 T = TypeVar("T")
@@ -365,6 +365,7 @@ class GeneratorModel(PreTrainedModel):
             distance = distance.gather(2, at[:, None])
         memory, distance = self._with_sink(memory, distance)
         bias = self._distance_bias(self.cross_bias, distance)
+        bias = F.pad(bias, (0, -bias.shape[-1] % LANES), value=MASKED)  # once, for all that attend to the history
         x = self.prefix_tokens(request)[:, 0]
         causal = torch.full((PREFIX, PREFIX), MASKED, device=x.device, dtype=x.dtype).triu(1)
         states = []

@@ -99,6 +99,8 @@ class Walk:
     def scores(self) -> Tensor:
         """Log-probabilities of each node's children: [B, W, most children], MASKED past a node's own."""
         below = self.model.child_scores(self.level, self.hidden, self.nodes.flatten()[self.followed])
+        if len(self.followed) == self.nodes.numel():
+            return below.unflatten(0, self.nodes.shape)
         every = below.new_full((self.nodes.numel(), below.shape[1]), MASKED)
         every[:, 0] = 0.0
         return every.index_copy_(0, self.followed, below).unflatten(0, self.nodes.shape)

@@ -21,7 +21,14 @@ def plain(vectors, first, count, hidden, nodes):
 
 @pytest.mark.parametrize(
     ("counts", "rows", "blocked"),
-    [([5], 7, False), ([1] * 40, 9, False), ([4, 5, 4], 50, True), ([1, 60, 2], 3, False), ([3, 1, 7, 2], 200, True)],
+    [
+        ([5], 7, False),
+        ([6, 5, 7, 6], 40, True),
+        ([1] * 40, 9, False),
+        ([4, 5, 4], 50, True),
+        ([1, 60, 2], 3, False),
+        ([3, 1, 7, 2], 200, True),
+    ],
 )
 def test_both_ways_equal_a_plain_loop(counts: list[int], rows: int, blocked: bool, monkeypatch) -> None:
     used = []
