@@ -30,7 +30,7 @@ class FitConfig:
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the generator"})
     positions: int = field(default=1024, metadata={"help": "training positions per batch"})
     teaching: float = field(
-        default=0.7, metadata={"help": "share of the training targets that tools propose, none of them fitted on it"}
+        default=0.7, metadata={"help": "share of the targets that tools propose in the first 60 % of training"}
     )
     max_history: int = field(default=50, metadata={"help": "newest events that the generator reads"})
     levels: int = field(default=3, metadata={"help": "codes per semantic ID"})

@@ -294,7 +294,6 @@ class Fit:
             table,
             model.config.text_dim,
             taught=load_file(path)["taught"] if path.exists() else None,
-            teaching=self.config.teaching,
             told=load_file(told)["told"] if told.exists() else None,
             instructions=load_embeddings(self.work / "instructions") if told.exists() else None,
         )
@@ -341,6 +340,7 @@ class Fit:
             seed=self.config.seed,
             bf16=self.config.bf16,
             q2i=self.config.q2i,
+            teaching=self.config.teaching,
         )
         sample = self.split.validation.sample(2000, seed=1)
         told = instruction_vectors(self.parts(), sample)

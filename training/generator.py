@@ -27,6 +27,7 @@ from genrec.io import atomic, read_json, write_json
 
 # lambda_r and lambda_d of Eq. 2: the paper does not say; these are those of the one public re-implementation.
 Q2I_VARIANCE, Q2I_DECORRELATION = 0.01, 0.01
+TAUGHT = 0.6  # of a run: what follows on the users' own choices is what the tools do not know yet (docs/results)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class TrainingConfig:
     """epochs: passes over the data. positions: padded positions per batch. learning_rate, weight_decay, warmup
     (steps), clip (gradient norm): the optimiser. average: decay of the weights' moving average.
     evaluations: validation checks over the run. seed: of everything random. bf16: autocast in bfloat16.
-    q2i: weight of the Q2I loss where the model retrieves (lambda of Eq. 3; the paper does not say)."""
+    q2i: weight of the Q2I loss where the model retrieves (lambda of Eq. 3; the paper does not say). teaching: share of
+    the targets that tools propose, where the data has proposals and for the first part of the run (`teaching`)."""
 
     epochs: int = 20
     positions: int = 2048
@@ -47,6 +49,7 @@ class TrainingConfig:
     seed: int = 0
     bf16: bool = False
     q2i: float = 0.2
+    teaching: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "positions", "evaluations"):
@@ -96,6 +99,11 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     return config.learning_rate * min(1.0, (step + 1) / config.warmup) * (0.02 + 0.98 * cosine)
 
 
+def teaching(config: TrainingConfig, step: int, steps: int) -> float:
+    """The share of targets that tools propose at this step: all of it for TAUGHT of the run, then none."""
+    return config.teaching if step < TAUGHT * steps else 0.0
+
+
 class Run:
     """One training run: the model, the optimiser, the averaged weights, and where it stands."""
 
@@ -138,7 +146,7 @@ class Run:
             size = self.model.config.max_history
             self._epoch = (epoch, self.data.epoch(size, config.positions, config.seed, epoch))
         seed = config.seed * 1_000_003 + self.step
-        batch = self.data.batch(self._epoch[1][index], seed)
+        batch = self.data.batch(self._epoch[1][index], seed, teaching(config, self.step, self.steps))
         device = self.model.device
         if device.type != "cpu":
             batch = Batch(

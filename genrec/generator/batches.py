@@ -50,8 +50,7 @@ class TrainingData:
     told: int32 [M], for every event as a target the row of `instructions`, float32 [K, text_dim], that its request
     follows in all other scenarios (-1: the learned default). instruction_dropout: share of instructed positions that
     get the learned default all the same. taught: int32
-    [M, depth], the tools' proposals at each event (see teacher.py); teaching: share of home positions that take
-    one of them as target, drawn with a chance falling as 1 / rank."""
+    [M, depth], the tools' proposals at each event (see teacher.py)."""
 
     train: Sequences
     tasks: tuple[ScenarioTask, ...]
@@ -62,7 +61,6 @@ class TrainingData:
     instructions: np.ndarray | None = None
     instruction_dropout: float = 0.1
     taught: np.ndarray | None = None
-    teaching: float = 0.0
 
     def __post_init__(self) -> None:
         if self.train.events == 0 or int(self.train.lengths.max()) < 2:
@@ -95,8 +93,12 @@ class TrainingData:
             start = end
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def batch(self, windows: np.ndarray, seed: int) -> Batch:
-        """Tensors of one batch; the scenario of each position is drawn with `seed`."""
+    def batch(self, windows: np.ndarray, seed: int, teaching: float = 0.0) -> Batch:
+        """Tensors of one batch; the scenario of each position is drawn with `seed`.
+
+        teaching: share of home positions whose target is one of the tools' proposals instead, drawn with a chance
+        falling as 1 / rank.
+        """
         rng = np.random.default_rng(seed)
         s = self.train
         width = int((windows[:, 1] - windows[:, 0]).max()) - 1
@@ -132,8 +134,8 @@ class TrainingData:
             index[np.isin(scenario, [self.scenario_ids[t.name] for t in self.tasks if t.query])] = -1
             instruction[index >= 0] = self.instructions[index[index >= 0]]
             instructed |= index >= 0
-        if self.taught is not None and self.teaching:
-            pupil = (draw >= 0) & (rng.random(at.shape) < self.teaching) & real
+        if self.taught is not None and teaching:
+            pupil = (draw >= 0) & (rng.random(at.shape) < teaching) & real
             depth = self.taught.shape[1]
             chance = np.cumsum(1 / np.arange(1, depth + 1))
             rank = np.searchsorted(chance / chance[-1], rng.random(int(pupil.sum())))

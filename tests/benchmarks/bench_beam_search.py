@@ -6,7 +6,7 @@
 Without a bundle: random weights over 12,000 items, the size of Amazon Beauty. Every row first checks that both find
 the same items with the same log-probabilities, then times both in turns, each with the batch size that suits it best,
 and takes medians. After the main row come others that change one thing at a time, always on random weights: history,
-beams, catalogue (`--no-growth` leaves them out). Prints a table and one JSON line, and writes the JSON to `--out`.
+beams, catalogue (`--no-growth` leaves them out). Prints a table and writes JSON to `--out`.
 
 - generate: with its key-value cache and its own constraint, `prefix_allowed_tokens_fn`, which looks up one prebuilt
   list per beam; the model's part of every step is genrec's own code (see hf_adapter.py).
@@ -41,6 +41,7 @@ from hf_adapter import GenerateAdapter
 
 from genrec.bundle import Bundle
 from genrec.contracts import UserContext
+from genrec.evaluation.report import provenance
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel, History, Request
 from genrec.generator.search import beam_search, make_history, make_request
@@ -195,10 +196,10 @@ def main() -> None:
     parser.add_argument("--no-growth", action="store_true", help="the main row only")
     parser.add_argument("--out", type=Path, default=Path("beam_search.json"))
     args = parser.parse_args()
+    clock = time.perf_counter()
     rate = matmul_rate()
     model = Bundle.load(args.bundle).generator if args.bundle else random_model(args.items)
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
         "matmul_flop_per_second": rate,
@@ -213,8 +214,8 @@ def main() -> None:
         for case in cases:
             result["rows"].append(measure(*case, max(3, args.repeats // 2), rate, peers=False))
             show(result["rows"][-1])
+    result["about"] = provenance("medians of rounds taken in turns", {"weights": 0}, time.perf_counter() - clock)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

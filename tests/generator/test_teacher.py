@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
+import torch
 
 from genrec.data.dataset import Catalog, Sequences
 from genrec.generator.batches import TrainingData
@@ -68,11 +71,12 @@ def test_what_no_tool_speaks_of_is_not_proposed() -> None:
 def test_the_taught_share_of_targets_comes_from_the_proposals() -> None:
     train, _ = data([[0, 1, 2, 3]] * 300, 6)
     taught = np.full((train.events, 4), 5, np.int32)
-    plain = TrainingData(train, (), {"home": 0}, None, 4)
-    taught_data = TrainingData(train, (), {"home": 0}, None, 4, taught=taught, teaching=0.5)
+    data_of = partial(TrainingData, train, (), {"home": 0}, None, 4)
     windows = np.stack([train.offsets[:-1], train.offsets[1:]], 1)
-    assert (plain.batch(windows, 0).targets == 5).sum() == 0
-    share = (taught_data.batch(windows, 0).targets == 5).float().mean()
+    plain = data_of().batch(windows, 0, teaching=0.5).targets
+    assert (plain == 5).sum() == 0
+    share = (data_of(taught=taught).batch(windows, 0, teaching=0.5).targets == 5).float().mean()
     assert 0.4 < share < 0.6
-    none = TrainingData(train, (), {"home": 0}, None, 4, taught=np.full((train.events, 4), -1, np.int32), teaching=1.0)
-    assert bool((none.batch(windows, 0).targets == plain.batch(windows, 0).targets).all())
+    assert torch.equal(data_of(taught=taught).batch(windows, 0, teaching=0.0).targets, plain)
+    none = data_of(taught=np.full((train.events, 4), -1, np.int32))
+    assert torch.equal(none.batch(windows, 0, teaching=1.0).targets, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
-from genrec.generator.batches import ScenarioTask, TrainingData
+from genrec.generator.batches import Batch, ScenarioTask, TrainingData
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
@@ -63,6 +64,25 @@ def test_a_rule_in_the_data_is_learned(tmp_path: Path) -> None:
     with torch.no_grad():
         loss, _ = loss_of(model, batch)
     assert loss < 0.5 < sum(said[0].loss)
+
+
+def test_the_tools_teach_first_and_the_users_own_choices_finish(tmp_path: Path) -> None:
+    model, data = model_and_data()
+    taught = np.zeros((data.train.events, 1), np.int32)  # the tools always say 0
+    zeros: list[float] = []
+
+    class Watched(TrainingData):
+        def batch(self, windows: np.ndarray, seed: int, teaching: float = 0.0) -> Batch:
+            made = super().batch(windows, seed, teaching)
+            at_home = (made.targets >= 0) & (made.request.scenario == 0)
+            zeros.append(float((made.targets[at_home] == 0).float().mean()))
+            return made
+
+    watched = Watched(**{f.name: getattr(data, f.name) for f in fields(data)} | {"taught": taught})
+    config = TrainingConfig(epochs=5, positions=10_000, evaluations=1, teaching=1.0)
+    train(model, watched, config, tmp_path, lambda m: 0.0)
+    assert zeros[:3] == [1.0] * 3
+    assert len(zeros) == 5 and max(zeros[3:]) < 0.5
 
 
 class Killed(Exception):
