@@ -44,18 +44,24 @@ def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
 
 
 def instruction_vectors(parts: Bundle, requests: EvalSet) -> np.ndarray | None:
-    """The embedded instruction that each request follows, float32 [B, text_dim], NaN rows for none; None where the
-    bundle was fitted without a timeline of instructions."""
+    """What each request tells the generator, embedded, float32 [B, text_dim], NaN rows for nothing: its query, else the
+    instruction of the bundle's timeline. None where nothing is ever told: the bundle cannot read text, or no request
+    has a query and there is no timeline."""
     timeline = parts.timeline
-    if timeline is None:
+    if parts.config["embeddings"]:
         return None
-    found = [int(timeline.find(c.user or "", np.array([len(c.history)]))[0]) for c in requests.contexts]
-    used = sorted(set(found) - {-1})
+    texts: dict[int, str] = {}
+    for b, context in enumerate(requests.contexts):
+        if context.query:
+            texts[b] = context.query
+        elif timeline is not None:
+            found = int(timeline.find(context.user or "", np.array([len(context.history)]))[0])
+            texts |= {b: timeline.texts[found]} if found >= 0 else {}
+    if not texts and timeline is None:
+        return None
     out = np.full((len(requests), parts.embeddings.shape[1]), np.nan, np.float32)
-    if used:
-        vectors = dict(zip(used, embed_texts(parts.embedder, [timeline.texts[i] for i in used]), strict=True))
-        told = [b for b, i in enumerate(found) if i >= 0]
-        out[told] = [vectors[found[b]] for b in told]
+    if texts:
+        out[list(texts)] = embed_texts(parts.embedder, list(texts.values()))
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from genrec.data.dataset import Sequences
 from genrec.instructions import open_store
 from genrec.instructions.timeline import Timeline
 from serving.llm import Scripted
-from training.evaluate import instruction_vectors
+from training.evaluate import instruction_vectors, requests_of, shortlists
 from training.fit import FitConfig, fit
 from training.instructions import main, points, write
 
@@ -103,3 +104,26 @@ def test_a_fit_follows_the_instructions(
     first = int(np.flatnonzero(told)[0])
     index = int(timeline.find(test.contexts[first].user or "", np.array([len(test.contexts[first].history)]))[0])
     assert vectors[first] == pytest.approx(bundle.embedder([timeline.texts[index]])[0], abs=1e-5)
+
+
+def test_a_search_is_measured_with_its_query(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Evaluation and the choice of fusion weights tell the generator what a recommender tells it online."""
+    bundle = Bundle.load(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    split = leave_one_out(bundle.dataset)
+    asked = requests_of(bundle, split, split.test, "search")
+    assert instruction_vectors(bundle, asked) is None  # own embeddings: it cannot read
+    bundle.config["embeddings"] = ""
+    read: list[str] = []
+
+    def embedder(texts: list[str], report: object = None) -> np.ndarray:
+        read.extend(texts)
+        return np.repeat(bundle.embeddings[:1], len(texts), 0)
+
+    bundle.__dict__["embedder"] = embedder
+    assert instruction_vectors(bundle, split.test) is None and not read
+    vectors = instruction_vectors(bundle, asked)
+    assert vectors is not None and (vectors == bundle.embeddings[0]).all()
+    assert set(read) == {c.query for c in asked.contexts}
+    told = next(shortlists(bundle, asked, {}))[1].beam_scores
+    silent = replace(asked, contexts=[replace(c, query=None) for c in asked.contexts])
+    assert not np.array_equal(told, next(shortlists(bundle, silent, {}))[1].beam_scores)
