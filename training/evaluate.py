@@ -70,10 +70,10 @@ def requests_of(parts: Bundle, split: Split, requests: EvalSet, scenario: str) -
     return requests if scenario == HOME else eval_set(requests, SCENARIOS[scenario], parts.dataset, split.train)
 
 
-def generator_ndcg(
+def rank_generator(
     model: GeneratorModel, requests: EvalSet, instructions: np.ndarray | None = None, width: int = 20
-) -> float:
-    """NDCG@10 of the generator alone. instructions: as `instruction_vectors` gives."""
+) -> Ranked:
+    """The generator alone, without any tool. instructions: as `instruction_vectors` gives."""
     items = model.trie.items  # type: ignore[union-attr]
     beams, done = [], 0
     for piece in chunks(requests):
@@ -81,7 +81,7 @@ def generator_ndcg(
         allowed = allowed_items(piece.contexts, items)
         beams.append(shortlist(piece.contexts, {}, {}, model, allowed, told, width=width).beam)
         done += len(piece)
-    return float(ndcg(rank_lists(ALONE_ROW, np.concatenate(beams), requests).ranks, 10).mean())
+    return rank_lists(ALONE_ROW, np.concatenate(beams), requests)
 
 
 def shortlists(parts: Bundle, requests: EvalSet, floors: Mapping[str, float]) -> Iterator[tuple[EvalSet, Shortlist]]:

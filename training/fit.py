@@ -27,6 +27,7 @@ from genrec.contracts import HOME
 from genrec.data import (
     SCENARIOS,
     Dataset,
+    EvalSet,
     Split,
     chronological,
     leave_one_out,
@@ -38,6 +39,7 @@ from genrec.data import (
 )
 from genrec.data.scenarios import ways_to_ask
 from genrec.errors import GenrecError
+from genrec.evaluation.metrics import ndcg
 from genrec.instructions.timeline import Timeline
 from genrec.io import (
     TEMPORARY,
@@ -327,7 +329,7 @@ class Fit:
     def train_generator(self) -> str:
         import torch
 
-        from training.evaluate import generator_ndcg, instruction_vectors
+        from training.evaluate import instruction_vectors, rank_generator
         from training.generator import TrainingConfig, train
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -342,7 +344,7 @@ class Fit:
             q2i=self.config.q2i,
             teaching=self.config.teaching,
         )
-        sample = self.split.validation.sample(2000, seed=1)
+        sample = self.watched()
         told = instruction_vectors(self.parts(), sample)
         progress: list[Progress] = []
 
@@ -360,7 +362,7 @@ class Fit:
             self.training_data(model),
             settings,
             self.work / "generator",
-            lambda m: generator_ndcg(m, sample, told),
+            lambda m: float(ndcg(rank_generator(m, sample, told).ranks, 10).mean()),
             say,
             self.config.checkpoint_seconds,
         )
@@ -368,6 +370,10 @@ class Fit:
         best = next((p.best for p in reversed(progress) if p.best is not None), None)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         return f"{parameters:.1f} M parameters" + (f", validation NDCG@10 {best:.4f}" if best is not None else "")
+
+    def watched(self) -> EvalSet:
+        """The validation requests by which the best weights of a training run are kept."""
+        return self.split.validation.sample(2000, seed=1)
 
     def parts(self) -> Bundle:
         """The unfinished bundle, to read its finished parts."""

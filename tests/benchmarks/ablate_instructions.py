@@ -18,7 +18,6 @@ wanted item's narrowest category, the share that is retrieved, beside the newest
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -26,7 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from arms import Arm, finished
 
 from genrec.bundle import Bundle
 from genrec.data import EvalSet, Split
@@ -39,7 +40,7 @@ from genrec.generator.model import GeneratorModel
 from genrec.io import read_json, write_json
 from training.config import FitConfig
 from training.evaluate import ALONE_ROW, FUSED_ROW, chunks, fused_weights, instruction_vectors, rank_systems
-from training.fit import SPLITS, Fit
+from training.fit import SPLITS
 
 RECENT, RETRIEVED, HISTORY = 20, 30, 200
 MEMORY = {
@@ -47,31 +48,16 @@ MEMORY = {
     "igr": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED, "q2i": 0.0},
     "igr+q2i": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED},
 }
-SHARED = ("instructions", "told.safetensors", "timeline.parquet", "config.json", "generator")  # what arms do not share
 
 
-class Arm(Fit):
+class InstructionArm(Arm):
     """One fit of the ablation. `none` learns the home scenario alone; the fusion is chosen for home only."""
 
-    def __init__(self, config: FitConfig, asks: bool, prepared: Path) -> None:
-        super().__init__(config, lambda line: print(f"{config.out.name}: {line}", flush=True))
-        self.asks, self.prepared = asks, prepared
-
-    def run(self) -> Path:
-        if self.prepared.exists() and not self.work.exists() and not self.out.exists():
-            shutil.copytree(self.prepared, self.work)
-        return super().run()
+    asks = True
 
     def training_data(self, model: GeneratorModel) -> TrainingData:
         data = super().training_data(model)
         return data if self.asks else replace(data, tasks=())
-
-    def train_generator(self) -> str:
-        if not self.prepared.exists():
-            copy = self.prepared.with_name(f"{self.prepared.name}.{self.out.name}")
-            shutil.copytree(self.work, copy, ignore=shutil.ignore_patterns(*SHARED), dirs_exist_ok=True)
-            copy.replace(self.prepared)
-        return super().train_generator()
 
     def choose_weights(self) -> str:
         floors = read_json(self.work / "floors.json")["floors"]
@@ -108,7 +94,9 @@ def fit(args: argparse.Namespace) -> None:
                     instructions=timelines.get(arm, ""),
                     **MEMORY[memory],
                 )
-                Arm(config, arm != "none", args.work / f"prepared.{seed}").run()
+                job = InstructionArm(config, args.work / f"prepared.{seed}")
+                job.asks = arm != "none"
+                job.run()
 
 
 def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
@@ -147,11 +135,7 @@ def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
 
 def table(args: argparse.Namespace) -> None:
     clock = time.perf_counter()
-    folders: dict[str, dict[int, Path]] = {}
-    for path in sorted(args.work.glob("*.*.[0-9]")):
-        if (path / "bundle.json").is_file():
-            name, _, seed = path.name.rpartition(".")
-            folders.setdefault(name, {})[int(seed)] = path
+    folders = finished(args.work)
     if not folders:
         raise GenrecError(f"{args.work} holds no finished arm: run this script's `fit` first")
     seeds = sorted(set.intersection(*(set(found) for found in folders.values())))
