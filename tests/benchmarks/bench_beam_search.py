@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=2 taskset -c 2,3 python tests/benchmarks/bench_beam_search.py     (on two quiet cores)
 
 Without a bundle: random weights over 12,000 items, the size of Amazon Beauty. 50 beams are what genrec serves with.
-Every row first checks that both find the same items with the same log-probabilities, then times both in turns, each with
-the batch size that suits it best, and takes medians. After the main row come others that change one thing at a time,
-always on random weights: history, beams, catalogue (`--no-growth` leaves them out). Prints a table and writes JSON.
+Every row first checks that both find the same items with the same log-probabilities, then times both in turns, each
+with the batch size that suits it best, and takes medians. After the main row come others that change one thing at a
+time, always on random weights: history, beams, catalogue (`--no-growth` leaves them out). Prints a table, writes JSON.
 
 - generate: with its key-value cache and its own constraint, `prefix_allowed_tokens_fn`, which looks up one prebuilt
   list per beam; the model's part of every step is genrec's own code (see hf_adapter.py).
