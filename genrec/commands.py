@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 16}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
-PROMPT = "intent_v1"  # of a model that is no adapter with a prompt of its own
+PROMPT = "intent_v2"  # of a model that is no adapter with a prompt of its own
 
 
 def demo(args: argparse.Namespace) -> None:

@@ -90,6 +90,7 @@ def fit(args: argparse.Namespace) -> None:
                     out=args.work / f"{arm}.{memory}.{seed}",
                     protocol=args.protocol,
                     epochs=args.epochs,
+                    d_model=args.d_model,
                     seed=seed,
                     instructions=timelines.get(arm, ""),
                     **MEMORY[memory],
@@ -180,6 +181,7 @@ def main() -> int:
     one.add_argument("--data", required=True)
     one.add_argument("--protocol", default="rolling")
     one.add_argument("--epochs", type=int, default=8)
+    one.add_argument("--d-model", type=int, default=128)
     one.add_argument("--timeline", action="append", default=[], metavar="NAME=FILE")
     one.add_argument("--arms", nargs="+", help="some of them (default: all)")
     one.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY))

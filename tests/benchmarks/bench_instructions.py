@@ -132,7 +132,7 @@ def weights(path: Path) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="ml-100k")
-    parser.add_argument("--prompt", choices=prompts.names(), default="intent_v1")
+    parser.add_argument("--prompt", choices=prompts.names(), default="intent_v2")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of each engine, after the warm-up")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
