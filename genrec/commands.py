@@ -208,13 +208,20 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[[], Backend]:
-    """What opens the language model that the flags of `_model` in cli.py describe."""
+def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[..., Backend]:
+    """What opens the language model that the flags of `_model` in cli.py describe, for about so many texts."""
 
-    def make() -> Backend:
+    def make(texts: int = 0) -> Backend:
         from serving.llm import open_model
 
-        return open_model(args.backend, args.model, report=report, endpoint=args.endpoint, concurrency=args.concurrency)
+        return open_model(
+            args.backend,
+            args.model,
+            report=report,
+            endpoint=args.endpoint,
+            concurrency=args.concurrency,
+            texts=texts,
+        )
 
     return make
 
@@ -230,7 +237,7 @@ def write_instructions(
     recommender: Recommender,
     asked: list[UserContext],
     prompt: str,
-    open_engine: Callable[[], Backend],
+    open_engine: Callable[[int], Backend],
     report: Callable[[str], None],
     chunk: int = 64,
 ) -> InstructReport:
@@ -241,11 +248,12 @@ def write_instructions(
 
     bundle, template = recommender.bundle, prompts.load(prompt)
     able = [context for context in asked if has_content(context)]
-    if not stale(able, bundle.dataset.catalog, template, bundle.store):
+    waiting = stale(able, bundle.dataset.catalog, template, bundle.store)
+    if not waiting:
         report(f"instructions: {len(able)} users are up to date")
         return InstructReport(len(asked), current=len(able), empty=len(asked) - len(able))
     bundle.store.put_many(())  # say so before the model starts, where it cannot be written
-    engine = open_engine()
+    engine = open_engine(len(waiting))
     try:
         evidence = tool_evidence(bundle)
         return instruct(asked, bundle.dataset.catalog, engine, template, bundle.store, chunk, evidence, report)

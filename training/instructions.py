@@ -2,7 +2,7 @@
 
     python -m training.instructions --data ml-100k --protocol rolling --writer template --out template.parquet
     python -m training.instructions --data ml-100k --protocol rolling --writer model --out zero-shot.parquet
-    python -m training.instructions --data ml-100k --writer model --model ml-100k-v1 --out fine-tuned.parquet
+    python -m training.instructions --data ml-100k --writer model --model ml-100k-v2 --out fine-tuned.parquet
     python -m training.instructions --shuffle template.parquet --out shuffled.parquet
     genrec fit --data ml-100k --protocol rolling --instructions template.parquet --out bundles/told
 
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.writer == MODEL:
                 timeline = write(dataset, asked, prompt, None, None, evidence=said)
             else:
-                engine = open_model(args.backend, args.model, report=_say)
+                engine = open_model(args.backend, args.model, report=_say, texts=len(asked))
                 try:
                     with open_store(args.out.with_suffix(".sqlite")) as store:
                         timeline = write(dataset, asked, prompt, engine, store, _say, said)
