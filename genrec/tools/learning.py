@@ -138,7 +138,7 @@ class _Run:
         with torch.no_grad():
             self.last = float(measure())
         self.use(current)
-        if self.best is None or self.last > self.best:
+        if self.best is None or self.last >= self.best:  # of equals the later: it has learned more
             self.best, self.best_step, self.misses = self.last, self.step, 0
             self.best_weights = [a.clone() for a in self.average]
         else:

@@ -71,7 +71,7 @@ def test_controls_say_what_is_wrong() -> None:
         Controls(alpha=float("nan"))
     with pytest.raises(GenrecError, match="quota of cluster 'tea' is -2"):
         Controls(quotas={"tea": -2})
-    with pytest.raises(GenrecError, match="no cluster 'jam'.*nail care"):
+    with pytest.raises(GenrecError, match=r"no cluster .jam.*nail care"):
         counts_of(6, np.zeros((1, 3)), np.array([[5, 3, 2]]), CLUSTERS, Controls(floors={"jam": 1}), 1.0)
     with pytest.raises(GenrecError, match="ask for 5 items in a list of 4"):
         counts_of(4, np.zeros((1, 3)), np.array([[5, 3, 2]]), CLUSTERS, Controls(floors={"tea": 3, "1": 2}), 1.0)
