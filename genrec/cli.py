@@ -171,9 +171,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--deny", type=_ids, default=[], metavar="IDS", help="none of these items")
         _json(one)
 
-    one = command(
-        "tool", commands.tool, "ask one tool of a bundle: its items, its sentence, how it came to them"
-    )
+    one = command("tool", commands.tool, "ask one tool of a bundle: its items, its sentence, how it came to them")
     one.add_argument("name", help="a tool that the bundle holds, such as ebr, capts or markov")
     _bundle(one)
     asked = one.add_mutually_exclusive_group(required=True)

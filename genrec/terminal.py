@@ -240,16 +240,16 @@ def show_evidence(found: Mapping[str, Any]) -> None:
     lines = [(place, i["item"], i["title"], f"{i['score']:.4g}") for place, i in enumerate(found["items"], start=1)]
     console.print(_table("Items", ("", "item", "title", "score"), lines, left=3))
     if clusters := details.get("clusters"):
-        lines = [(c["cluster"], c["label"], f"{c['share']:.1%}", c["items"], c["history"]) for c in clusters]
+        shares = [(c["cluster"], c["label"], f"{c['share']:.1%}", c["items"], c["history"]) for c in clusters]
         title, columns = f"Clusters, alpha {details['alpha']:g}", ("", "cluster", "share", "items", "in history")
-        console.print(_table(title, columns, lines, left=2))
+        console.print(_table(title, columns, shares, left=2))
     if routes := details.get("routes"):
-        lines = [
+        asked = [
             (r["trigger"], r["channel"], f"{r['value']:.3f}", "-" if r["unique"] is None else f"{r['unique']:.3f}")
             for r in routes
         ]
         title = f"Routes, policy {plain(details['policy'])}, quota {details['quota']}"
-        console.print(_table(title, ("trigger", "channel", "value", "uniqueness"), lines, left=2))
+        console.print(_table(title, ("trigger", "channel", "value", "uniqueness"), asked, left=2))
 
 
 def _request(trace: Mapping[str, Any]) -> str:

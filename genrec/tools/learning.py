@@ -70,7 +70,7 @@ def learn(
         model.train()
         loss = loss_at(run.step)
         run.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(run.parameters, CLIP)
         run.optimizer.step()
         run.step += 1

@@ -87,7 +87,7 @@ def measure(ebr: EBR, requests: EvalSet, common: Clusters, say: Callable[[str], 
     out: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(requests), CHUNK):
         part = requests.take(np.arange(start, min(start + CHUNK, len(requests))))
-        log_p, inside = ebr.parts(part.contexts)
+        log_p, inside = ebr.parts(ebr.user_vectors(part.contexts))
         scores = ebr.scores(log_p, inside)
         at = np.arange(len(part))
         own = scores[at, part.targets].copy()

@@ -51,10 +51,12 @@ class CATR(nn.Module):
         """content: [B, n, words]; about: [B, n, ABOUT]; features: [B, n, C, FEATURES]; there: bool [B, n]."""
         x = self.words(content) + self.about(about)
         mask = torch.zeros(there.shape).masked_fill(~there, -1e9)[:, None, None]
-        x = x + self.out(attend(*self.qkv(self.norm1(x)).chunk(3, -1), mask))
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
+        x = x + self.out(attend(q, k, v, mask))
         x = x + self.down(F.relu(self.up(self.norm2(x))))
         x = self.norm3(x)
-        z = attend(self.query(x), *self.kv(x).chunk(2, -1), mask)  # target attention: the trigger asks the history
+        k, v = self.kv(x).chunk(2, -1)
+        z = attend(self.query(x), k, v, mask)  # target attention: the trigger asks the history
         both = torch.cat([x, z], -1)
         hidden = F.relu(self.first(torch.cat([both, features.flatten(2)], -1)))
         hidden = hidden.unflatten(-1, (2, -1, HIDDEN))

@@ -103,7 +103,7 @@ def routes(
         if values is not None and policy in ("learned", "independent"):
             weights = np.array([values.value[b, h, c] for h, c in pairs], np.float32)
         else:
-            weights = 1 / (1 + np.arange(len(pairs), dtype=np.float32))
+            weights = (1 / (1 + np.arange(len(pairs)))).astype(np.float32)
         out.append(Route(pairs, weights))
     return out
 

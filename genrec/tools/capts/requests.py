@@ -19,6 +19,7 @@ from genrec.tools.capts.channels import Channels
 from genrec.tools.capts.config import CAPTSConfig
 
 DAY = 86400.0
+READ = 100  # newest events of a history
 FUTURE = 20  # next events of a request that are looked at, at most
 ABOUT = 6  # features of a trigger
 
@@ -98,18 +99,19 @@ class Replay:
         return len(self.contexts)
 
 
-def look_ahead(train: Sequences, cut: float, config: CAPTSConfig, read: int = 100) -> Replay:
-    """A request before every event at or after `cut` (unix seconds) that has one before it; futures reach `window` days
-    from there, at most FUTURE events. The newest `read` events are the history."""
+def look_ahead(train: Sequences, cut: float, config: CAPTSConfig, most: int = 20_000) -> Replay:
+    """Requests just before events at or after `cut` (unix seconds) that have one before them, at most `most`, drawn at
+    random; futures reach `window` days from there, at most FUTURE events. The newest READ events are the history."""
     contexts, futures, gains, users = [], [], [], []
-    for event in np.flatnonzero(train.times >= cut).tolist():
+    asked = np.flatnonzero(train.times >= cut)
+    asked = asked[asked > train.offsets[train.user_of[asked]]]
+    asked = np.sort(np.random.default_rng((config.seed, 5)).permutation(asked)[:most])
+    for event in asked.tolist():
         u = int(train.user_of[event])
         start, end = int(train.offsets[u]), int(train.offsets[u + 1])
-        if event == start:
-            continue
         later = slice(event, min(end, event + FUTURE))
         inside = train.times[later] <= train.times[event] + config.window * DAY
-        history = slice(max(start, event - read), event)
+        history = slice(max(start, event - READ), event)
         fresh = inside & ~np.isin(train.items[later], train.items[start:event])
         rows, first = np.unique(train.items[later][fresh], return_index=True)
         if not len(rows):
@@ -129,7 +131,7 @@ def look_ahead(train: Sequences, cut: float, config: CAPTSConfig, read: int = 10
 
 
 def _padded(lists: list[np.ndarray], value: float, kind: type) -> np.ndarray:
-    out = np.full((len(lists), max(map(len, lists), default=1)), value, kind)
+    out: np.ndarray = np.full((len(lists), max(map(len, lists), default=1)), value, kind)
     for b, values in enumerate(lists):
         out[b, : len(values)] = values
     return out

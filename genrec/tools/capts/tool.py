@@ -24,6 +24,7 @@ import numpy as np
 from genrec.contracts import Evidence, UserContext
 from genrec.data.dataset import Catalog, Sequences
 from genrec.errors import GenrecError
+from genrec.evaluation.protocol import seen_rows
 from genrec.tools.base import Tool, short_title
 from genrec.tools.capts.channels import Channels, fit_channels
 from genrec.tools.capts.config import CAPTSConfig
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from genrec.tools.capts.model import CATR
 
 WORDS = 64  # dimensions of the items' content vectors
-MOST = 20_000  # requests of the replay that are learned from
-WATCHED = 500  # requests, of users that are not learned from, that decide when to stop
+MOST = 20_000  # requests of the replay
+WATCHED = 500  # of them at most, of users that are not learned from, that decide when to stop
 CUT = 50  # K of the union recall that decides
 ROUTING = ("policy", "quota", "discount", "eta", "least", "most")  # settings that a request may change
 
@@ -73,7 +74,7 @@ class CAPTS(Tool):
         if train.events:
             cut = float(np.quantile(train.times, self.config.past, method="higher"))
             past = train.keep(train.times < cut)
-            replay = look_ahead(train, cut, self.config)
+            replay = look_ahead(train, cut, self.config, MOST)
             if len(replay) and past.events:
                 self.say(f"{len(replay):,} requests look ahead")
                 before = self._tables(past, catalog, "past")
@@ -98,7 +99,6 @@ class CAPTS(Tool):
         watched = np.flatnonzero(np.isin(replay.users, aside))
         learned = np.flatnonzero(~np.isin(replay.users, aside))
         watched = np.sort(rng.permutation(watched)[:WATCHED])
-        learned = np.sort(rng.permutation(learned)[:MOST])
         if not len(learned) or not config.epochs:
             return
         triggers = triggers_of(replay.contexts, config)
@@ -176,7 +176,7 @@ class CAPTS(Tool):
     def _fetch(
         self, context: UserContext, rows: np.ndarray, found: Route, k: int, channels: Channels | None = None
     ) -> list[np.ndarray]:
-        seen = np.array(context.history if context.trigger is None else (*context.history, context.trigger), np.int64)
+        seen = np.array(seen_rows(context), np.int64)
         return retrieved(found.pairs, rows, channels or self.channels, seen, k, self.config.quota)
 
     def fetch(self, contexts: list[UserContext], k: int) -> list[list[np.ndarray]]:

@@ -42,14 +42,15 @@ class ClusterIndex:
         import faiss
 
         d = vectors.shape[1]
-        self.centroids, self.lists = [], [0]
+        self.centroids: list[np.ndarray] = []
+        self.lists = [0]
         for m in members:
             n = int(max(1, min(len(m), round(2 * len(m) ** 0.5))))
             kmeans = faiss.Kmeans(
                 d, n, niter=10, max_points_per_centroid=POINTS, min_points_per_centroid=1, seed=1, spherical=False
             )
             kmeans.train(np.ascontiguousarray(vectors[m]))
-            self.centroids.append(kmeans.centroids)
+            self.centroids.append(np.asarray(kmeans.centroids))
             self.lists.append(self.lists[-1] + n)
         quantizer = faiss.IndexFlatL2(d)
         quantizer.add(np.concatenate(self.centroids))

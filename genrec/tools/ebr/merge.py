@@ -31,9 +31,9 @@ def apportion(total: int, shares: np.ndarray, caps: np.ndarray, least: np.ndarra
     """
     shares = np.asarray(shares, np.float64)
     caps = np.broadcast_to(np.asarray(caps, np.int64), shares.shape)
-    least = np.minimum(np.broadcast_to(np.asarray(least, np.int64), shares.shape), caps)
-    if (least.sum(axis=1) > total).any():
-        raise GenrecError(f"floors and quotas ask for {int(least.sum(axis=1).max())} items in a list of {total}")
+    lowest: np.ndarray = np.minimum(np.broadcast_to(np.asarray(least, np.int64), shares.shape), caps)
+    if (lowest.sum(axis=1) > total).any():
+        raise GenrecError(f"floors and quotas ask for {int(lowest.sum(axis=1).max())} items in a list of {total}")
     wanted = np.minimum(total, caps.sum(axis=1))
     pinned, value = np.zeros(shares.shape, bool), np.zeros(shares.shape, np.int64)
     while True:
@@ -42,13 +42,13 @@ def apportion(total: int, shares: np.ndarray, caps: np.ndarray, least: np.ndarra
         silent = weight.sum(axis=1) <= 0
         weight[silent] = np.where(pinned, 0, caps)[silent]
         ideal = rest[:, None] * weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
-        under = np.where(pinned, 0.0, least - ideal).clip(0)
+        under = np.where(pinned, 0.0, lowest - ideal).clip(0)
         over = np.where(pinned, 0.0, ideal - caps).clip(0)
         lower = (under.sum(axis=1) >= over.sum(axis=1))[:, None]
         outside = np.where(lower, under, over) > 1e-9
         if not outside.any():
             break
-        pinned, value = pinned | outside, np.where(outside, np.where(lower, least, caps), value)
+        pinned, value = pinned | outside, np.where(outside, np.where(lower, lowest, caps), value)
     whole = np.floor(ideal + 1e-9).astype(np.int64)
     rank = np.argsort(np.argsort(-(ideal - whole - pinned), axis=1, kind="stable"), axis=1)
     return value + whole + (rank < (rest - whole.sum(axis=1))[:, None])

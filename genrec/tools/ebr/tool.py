@@ -12,6 +12,7 @@ clusters can be compared, and a score above zero says something.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -22,7 +23,7 @@ from genrec.data.dataset import Catalog, Sequences
 from genrec.tools.base import CHUNK, Tool, events, short_title
 from genrec.tools.ebr.clusters import Clusters, divide
 from genrec.tools.ebr.config import Controls, EBRConfig
-from genrec.tools.ebr.index import ClusterIndex
+from genrec.tools.ebr.index import EXACT, ClusterIndex
 from genrec.tools.ebr.merge import counts_of, sharpened
 from genrec.tools.ebr.vectors import content_vectors
 
@@ -40,7 +41,7 @@ class EBR(Tool):
     """See the module. `controls` is what every request gets that brings none of its own."""
 
     name = "ebr"
-    sentence = "{clusters}; there, {found}."
+    sentence = "{seen}; likely next: {found}."
     config_type = EBRConfig
     quick: ClassVar[bool] = False
     config: EBRConfig
@@ -50,7 +51,7 @@ class EBR(Tool):
     def __init__(self, config: EBRConfig | None = None) -> None:
         super().__init__(config)
         self.controls = Controls()
-        self._index: ClusterIndex | None = None
+        self._index: list[ClusterIndex] = []  # one at most; steered copies share it
 
     def steered(self, controls: Controls) -> Self:
         """The same tool, with these controls for requests that bring none. Raises GenrecError for unknown clusters."""
@@ -86,7 +87,7 @@ class EBR(Tool):
         with torch.no_grad():
             rows = torch.arange(len(self.titles))
             self.items = torch.cat([self.encoder.vectors(part) for part in rows.split(65536)]).numpy()
-        self._index = None
+        self._index = []
         return self
 
     def _held_out_quality(self, held: HeldOut) -> float:
@@ -95,7 +96,7 @@ class EBR(Tool):
         total, done = 0.0, 0
         for start in range(0, len(held.targets), CHUNK):
             histories, targets = held.histories[start : start + CHUNK], held.targets[start : start + CHUNK]
-            scores = self.scores(*self.parts([UserContext(tuple(h.tolist())) for h in histories]))
+            scores = self.score_all([UserContext(tuple(h.tolist())) for h in histories])
             for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
                 own = scores[row, target]
                 scores[row, history] = -np.inf
@@ -139,12 +140,12 @@ class EBR(Tool):
             logits = self.encoder.intent(torch.from_numpy(vectors[:, -1]))
             return torch.log_softmax(logits, -1).numpy()
 
-    def parts(self, contexts: list[UserContext]) -> tuple[np.ndarray, np.ndarray]:
-        """log p of the clusters, float32 [B, K], and log softmax of every item inside its cluster, float32 [B, N]."""
-        vectors = self.user_vectors(contexts)
+    def parts(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log p of the clusters, float32 [B, K], and log softmax of every item inside its cluster, float32 [B, N], from
+        `user_vectors`."""
         log_p = self.intent(vectors)
-        inside = np.empty((len(contexts), len(self.titles)), np.float32)
-        mass = np.empty((len(contexts), len(self.clusters)), np.float32)
+        inside = np.empty((len(vectors), len(self.titles)), np.float32)
+        mass = np.empty((len(vectors), len(self.clusters)), np.float32)
         for k in range(len(self.clusters)):
             rows = self.clusters.members(k)
             logits = vectors[:, k] @ self.items[rows].T
@@ -165,7 +166,10 @@ class EBR(Tool):
 
     def score_all(self, contexts: list[UserContext]) -> np.ndarray:
         """float32 [B, N]; all zero for an empty history."""
-        scores = self.scores(*self.parts(contexts))
+        return self._score(contexts, self.user_vectors(contexts))
+
+    def _score(self, contexts: list[UserContext], vectors: np.ndarray) -> np.ndarray:
+        scores = self.scores(*self.parts(vectors))
         scores[[not events(c)[0] for c in contexts]] = 0.0
         return scores
 
@@ -181,28 +185,27 @@ class EBR(Tool):
 
     def _retrieve(self, contexts: list[UserContext], k: int) -> list[Evidence]:
         vectors = self.user_vectors(contexts)
-        log_p = self.intent(vectors)
-        if self._index is None:
-            self._index = ClusterIndex(self.items, self.clusters)
-        if log_p is None or not self._index.approximate or self.controls.merge == "global":
-            raw = self.score_all(contexts)
-            found = [self.evidence(c, row, k) for c, row in zip(contexts, raw, strict=True)]
+        if not self._index and len(self.items) > EXACT:
+            self._index.append(ClusterIndex(self.items, self.clusters))
+        if not self._index or self.config.single or self.controls.merge == "global":
+            scores = self._score(contexts, vectors)
+            found = [self.evidence(c, row, k) for c, row in zip(contexts, scores, strict=True)]
         else:
-            found = self._search(contexts, vectors, log_p, k)
-        for evidence, vector in zip(found, vectors[:, -1], strict=True):
-            object.__setattr__(evidence, "vector", vector if len(evidence.items) else None)
-        return found
+            found = self._search(contexts, vectors, self._index[0], k)
+        seen = [vector if events(c)[0] else None for c, vector in zip(contexts, vectors[:, -1], strict=True)]
+        return [dataclasses.replace(e, vector=v) for e, v in zip(found, seen, strict=True)]
 
-    def _search(self, contexts: list[UserContext], vectors: np.ndarray, log_p: np.ndarray, k: int) -> list[Evidence]:
+    def _search(self, contexts: list[UserContext], vectors: np.ndarray, index: ClusterIndex, k: int) -> list[Evidence]:
         """Through the index: every cluster gives M_k and as many more as the user has seen there."""
-        assert self._index is not None
+        log_p = self.intent(vectors)
+        assert log_p is not None
         seen = [np.unique(np.array(events(c)[0], np.int64)) for c in contexts]
         inside = np.stack([np.bincount(self.clusters.of[s], minlength=len(self.clusters)) for s in seen])
         left = self.clusters.sizes[None] - inside
         counts = counts_of(k, log_p, left, self.clusters, self.controls, self.config.alpha)
-        rows, logits = self._index.search(vectors[:, :-1], np.where(counts > 0, counts + inside, 0))
+        rows, logits = index.search(vectors[:, :-1], np.where(counts > 0, counts + inside, 0))
         share = sharpened(log_p, self._alpha())
-        mass = self._index.log_mass(vectors[:, :-1])
+        mass = index.log_mass(vectors[:, :-1])
         out = []
         for b, context in enumerate(contexts):
             if not len(seen[b]):
@@ -221,7 +224,7 @@ class EBR(Tool):
         """Evidence from a row of `score_all`, float32 [N]: the clusters' shares are the sums of its probabilities."""
         seen = np.unique(np.array(events(context)[0], np.int64))
         share = np.bincount(self.clusters.of, np.exp(scores.astype(np.float64)), minlength=len(self.clusters))
-        share /= share.sum()
+        share = share / share.sum()
         if not len(seen):
             return self._evidence(context, np.zeros(0, np.int64), np.zeros(0), share, np.zeros(len(share), np.int64))
         fresh = np.ones(len(scores), bool)
@@ -270,7 +273,7 @@ class EBR(Tool):
                 if share[c] > 0.1 or c == order[0]
             ]
             found = "; ".join(self.titles[r] for r in rows[:3])
-            text = f"{', '.join(said)}; likely next: {found}."
+            text = self.sentence.format(seen=", ".join(said), found=found)
             text = text[0].upper() + text[1:]
         return Evidence(self.name, rows.astype(np.int32), scores.astype(np.float32), text, details=details)
 
