@@ -52,7 +52,7 @@ def test_it_learns_that_one_channel_knows_and_another_guesses() -> None:
     capts = CAPTS(config).fit(world_sequences(80), world_catalog())
     triggers, values, _ = capts.route(contexts(*([i, i + 1] for i in range(6)), *([i, i + 1] for i in range(16, 22))))
     assert triggers.rows[0].tolist() == [1, 0] and values is not None
-    assert values.value[:, 0, 1].min() > 0.7 and values.value[:, 0, 0].mean() < 0.5
+    assert values.value[:, 0, 1].mean() > 0.8 and values.value[:, 0, 0].mean() < 0.5
 
 
 def test_scores_are_whole_and_do_not_depend_on_the_batch(capts: CAPTS) -> None:
