@@ -113,3 +113,19 @@ def test_a_recommendation_consults_a_steered_tool(bundle: Path) -> None:
     assert [r.row for r in plain.recommended] != [r.row for r in trace.recommended]
     whole = plain.as_dict(recommender.bundle.dataset.catalog)
     assert json.dumps(whole) and "details" in next(e for e in whole["evidence"] if e["tool"] == "ebr")
+
+
+def test_the_page_has_a_slider_for_alpha_and_follows_it(bundle: Path) -> None:
+    from ui.app import build
+    from ui.session import Form, Session, ask
+    from ui.trace import trace_view
+
+    recommender = Recommender.load(bundle)
+    (slider,) = [b for b in build(recommender).blocks.values() if getattr(b, "elem_id", None) == "alpha"]
+    assert slider.value == 1.0 and slider.minimum == 0  # type: ignore[attr-defined]
+    form = Form(Session(history=(0, 1)), weights={"ebr": 1.0, "capts": 1.0}, alpha=0.0)
+    trace = ask(recommender, form)
+    assert next(e for e in trace.evidence if e.tool == "ebr").details["alpha"] == 0.0  # type: ignore[index]
+    page = trace_view(trace, recommender.bundle.dataset.catalog)
+    assert "Clusters, alpha 0" in page and "Triggers and the channels they ask" in page
+    assert HOSTILE_TITLE not in page and "<script" not in page

@@ -40,6 +40,14 @@ class Channels:
     counts: np.ndarray
 
     @cached_property
+    def scale(self) -> np.ndarray:
+        """The mean score of each channel's entries, float32 [C]: similarities of different channels have different
+        units."""
+        there = self.rows >= 0
+        total = self.scores.astype(np.float32).sum(axis=(0, 2))
+        return np.maximum(total / np.maximum(there.sum(axis=(0, 2)), 1), 1e-6).astype(np.float32)
+
+    @cached_property
     def features(self) -> np.ndarray:
         """What a table says of an item on a channel, float32 [N, C, 5], each of mean 0 and deviation 1 per channel over
         the items that have a list: list length, best score, mean score, mean log count of what is listed, and the share

@@ -40,23 +40,24 @@ class Route:
     weights: np.ndarray
 
 
+def policy_of(config: CAPTSConfig, values: Values | None) -> str:
+    """The policy that is followed: without a network, those that need one give way to the newest triggers."""
+    return config.policy if values is not None or config.policy not in LEARNED else "recent"
+
+
 def pair_scores(
     triggers: Triggers, values: Values | None, channels: Channels, content: np.ndarray, config: CAPTSConfig
 ) -> np.ndarray:
-    """float32 [B, n, C]: higher is asked first. content: unit vectors of the items [N, D], which PinnerSage clusters.
-
-    Without a network (`values` None) the policies that need one fall back to the newest triggers.
-    """
+    """float32 [B, n, C]: higher is asked first. content: unit item vectors [N, D], which PinnerSage clusters."""
     b, n = triggers.rows.shape
     shape = (b, n, len(channels.names))
     place = np.arange(n, dtype=np.float32)[None].repeat(b, 0)
-    policy = config.policy if values is not None or config.policy not in LEARNED else "recent"
+    policy = policy_of(config, values)
     if values is not None and policy in ("learned", "independent"):
         return values.value * (1 + config.eta * values.uniqueness) if policy == "learned" else values.value
     if values is not None and policy == "pdn":
         alike = channels.scores[np.maximum(triggers.rows, 0), :, : config.depth].astype(np.float32).mean(axis=3)
-        scale = alike.mean(axis=(0, 1), keepdims=True)  # channels' similarities have different units
-        return values.trigger[:, :, None] * alike / np.maximum(scale, 1e-6)
+        return values.trigger[:, :, None] * alike / channels.scale
     if policy == "feedback":
         score = triggers.about[..., 2] - 1e-3 * place
     elif policy == "pinnersage":
@@ -90,7 +91,7 @@ def routes(
 ) -> list[Route]:
     """The pairs of every request under the policy, the quota and the bounds of `config`."""
     scores = pair_scores(triggers, values, channels, content, config)
-    policy = config.policy if values is not None or config.policy not in LEARNED else "recent"
+    policy = policy_of(config, values)
     out = []
     for b in range(len(triggers)):
         n = int((triggers.rows[b] >= 0).sum())

@@ -28,7 +28,7 @@ from genrec.evaluation.protocol import seen_rows
 from genrec.tools.base import Tool, short_title
 from genrec.tools.capts.channels import Channels, fit_channels
 from genrec.tools.capts.config import CAPTSConfig
-from genrec.tools.capts.policies import Route, Values, retrieved, routes, union_recall
+from genrec.tools.capts.policies import Route, Values, policy_of, retrieved, routes, union_recall
 from genrec.tools.capts.requests import Replay, Triggers, attribute, look_ahead, on_trigger, triggers_of
 from genrec.tools.ebr.vectors import content_vectors
 
@@ -214,8 +214,12 @@ class CAPTS(Tool):
                     "items": int(listed.sum()),
                 }
             )
-        policy = self.config.policy if values is not None else "recent"
-        details = {"policy": policy, "quota": self.config.quota, "channels": list(self.channels.names), "routes": pairs}
+        details: dict[str, Any] = {
+            "policy": policy_of(self.config, values),
+            "quota": self.config.quota,
+            "channels": list(self.channels.names),
+            "routes": pairs,
+        }
         text = plain.sentence if not len(plain.items) else _sentence(pairs, [self.titles[r] for r in plain.items[:3]])
         return dataclasses.replace(plain, sentence=text, details=details)
 

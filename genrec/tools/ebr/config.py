@@ -50,7 +50,7 @@ class EBRConfig:
     heads: int = 2
     dropout: float = 0.3
     max_history: int = 50
-    epochs: int = 40
+    epochs: int = 20
     rows: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
