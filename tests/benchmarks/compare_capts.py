@@ -201,7 +201,7 @@ def table(args: argparse.Namespace) -> None:
     if missing := [f.name for f in folders if not (f / "done.json").is_file()]:
         raise GenrecError(f"{args.work} lacks {missing[0]}; run fit first")
     done = [read_json(f / "done.json") for f in folders]
-    names = [f"union recall@{k}" for k in CUTS] + [f"overlap@{AT}", f"unique hits@{AT}"]
+    names = [f"union-recall@{k}" for k in CUTS] + [f"overlap@{AT}", f"unique hits@{AT}"]
     names += [f"{c} recall@{AT}" for c in done[0]["channels"]]
     clustered = np.tile(users, len(folders))
     values = {n: np.concatenate([np.load(f / f"{n}.npy") for f in folders]) for n in (*POLICIES, CONTROL, ORACLE)}
