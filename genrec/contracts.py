@@ -82,6 +82,17 @@ class Retriever(Protocol):
     def load(cls, folder: Path) -> Self: ...
 
 
+@runtime_checkable
+class Ranker(Protocol):
+    """A tool that judges given candidates. Fitted on training events only; works alone; can be switched off."""
+
+    name: str
+
+    def score(self, contexts: list[UserContext], items: np.ndarray) -> np.ndarray:
+        """Scores of candidates, float32 [B, C]; higher is better, -inf where items, int [B, C] rows, is -1 (padding)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Instruction:
     """A contextual reasoning instruction (OxygenREC, I_r), written by a language model away from the request.
