@@ -89,7 +89,7 @@ class Ranker(Protocol):
     name: str
 
     def score(self, contexts: list[UserContext], items: np.ndarray) -> np.ndarray:
-        """Scores of candidates, float32 [B, C]; higher is better, -inf where items, int [B, C] rows, is -1 (padding)."""
+        """float32 [B, C] of candidate rows, int [B, C] with -1 as padding; higher is better, -inf at padding."""
         ...
 
 

@@ -8,6 +8,7 @@ Intervals come from a bootstrap over users (`genrec.evaluation.intervals`); a pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def buckets(counts: np.ndarray, edges: Sequence[int]) -> dict[str, np.ndarray]:
     if list(edges) != sorted(set(edges)) or (len(edges) and edges[0] < 1):
         raise ValueError(f"edges must rise and begin above 0, not {list(edges)}")
     bounds = [0, *edges]
-    names = [f"{a}-{b - 1}" for a, b in zip(bounds[:-1], bounds[1:], strict=True)] + [f"{bounds[-1]}+"]
+    names = [f"{a}-{b - 1}" for a, b in pairwise(bounds)] + [f"{bounds[-1]}+"]
     place = np.searchsorted(np.asarray(edges), counts, side="right")
     return {name: place == i for i, name in enumerate(names)}
 

@@ -1,17 +1,20 @@
 """A stack of target-attention layers that reads a history in two ways with the same weights.
 
 `targets`: candidates against given states of the past, layer by layer (MARM, papers/tools.md 3.2 and 7.3; with one
-layer it is DIN's idea with softmax attention). `sequence`: a whole sequence at once, as a causal transformer. Position i
-attends to the n events before it, not to itself, in both, so with exact states the two give the same numbers.
+layer it is DIN's idea with softmax attention). `sequence`: a whole sequence at once, as a causal transformer. Position
+i attends to the n events before it, not to itself, in both, so with exact states the two give the same numbers.
 
 Layer l: o = MHA(q = norm(h), K = V = norm(S^l + feedback)); h <- h + o; h <- h + FFN(norm(h)). Pre-norm, the learned
-empty key (what attends to nothing, as with an empty history, finds it) and the bias by distance are ours; so is feedback
-that joins at reading: it is not known yet when the state of an event is made, and it is when the event is history.
+empty key (what attends to nothing, as with an empty history, finds it) and the bias by distance are ours; so is
+feedback that joins at reading: it is not known yet when the state of an event is made, and it is when the event is
+history.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +39,11 @@ class Layer(nn.Module):
         self.norm_q, self.norm_kv, self.norm_ff = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.q, self.kv, self.o = (nn.Linear(d, k * d, bias=False) for k in (1, 2, 1))
         self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.empty, self.missing = nn.Parameter(torch.zeros(d)), nn.Parameter(torch.zeros(d))
+        self.empty: Tensor = nn.Parameter(torch.zeros(d))
+        self.missing: Tensor = nn.Parameter(torch.zeros(d))
         # Heads begin from looking at the newest events alone to looking everywhere alike.
         steps = torch.linspace(3, 0, heads)[:, None] * torch.log2(1 + torch.arange(BUCKETS).float())
-        self.near = nn.Parameter(-steps)
+        self.near: Tensor = nn.Parameter(-steps)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, H, T, d / H]."""
@@ -80,8 +84,12 @@ class Stack(nn.Module):
     def __init__(self, d: int, layers: int, heads: int, n: int, tasks: int, top: int = 0) -> None:
         super().__init__()
         self.n, self.top = n, top
-        self.layers = nn.ModuleList(Layer(d, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Layer(d, heads) for _ in range(layers))
         self.feedback = nn.Linear(tasks, d, bias=False)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return list(cast("Iterable[Layer]", self.blocks))
 
     @property
     def out(self) -> int:

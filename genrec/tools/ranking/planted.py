@@ -1,11 +1,10 @@
 """A stream with planted second-order structure, where depth is needed and one can see whether a ranker has it.
 
-Items belong to topics; topic c has a rule (a, b). An item of c is liked with probability HIGH if the user's newest event
-of topic b stands right after one of topic a, else with LOW: A then B makes C likely. How often, how recently and how
-liked a and b were says nothing about it, because both are drawn as often before one another as not. One layer of
-target attention sees which events there were and how far back; that b stood after a is a fact about a pair in the past,
-which only a state made when b was scored can hold. A smaller first-order effect (FIRST: an item right after one of its
-own topic's a is liked more) gives that first layer a reason to look one step back, as real streams do.
+Items belong to topics; topic c has a rule (a, b). An item of c is liked with probability HIGH if the user's newest
+event of topic b stands right after one of topic a, else with LOW: A then B makes C likely. Half of the b stand after
+their a. How often, how recently and how liked a and b were says little: one layer of target attention sees which events
+there were and how far back. That b stood after a is a fact about a pair in the past, which only a state made when b was
+scored can hold.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pyarrow as pa
 from genrec.data.dataset import Catalog, Sequences
 from genrec.tools.ranking.samples import Samples
 
-HIGH, LOW, FIRST = 0.9, 0.1, 0.0
+HIGH, LOW = 0.9, 0.1
 
 
 def planted(users: int = 200, events: int = 120, topics: int = 6, per_topic: int = 10, seed: int = 0) -> Samples:

@@ -4,8 +4,8 @@
 "like=label": a name, the column it is read from, and the smallest value that counts as yes (without one: above 0).
 
 MovieLens has no impressions, so a rated film is the exposure, and the labels (ours) are thresholds of the rating, as
-shares of the highest: `high` (4 of 5) is a liked film; `through`, 3 of 5, stands for one watched to its end, because who
-leaves a film does not give it a middling mark; `top`, 5 of 5, is the rare strong signal, as a share or a follow is.
+shares of the highest: `high` (4 of 5) is a liked film; `through`, 3 of 5, stands for one watched to its end, because
+who leaves a film does not give it a middling mark; `top`, 5 of 5, is the rare strong signal, as a share or a follow is.
 They are nested, so what a model learns about one it can use for the others; they are no watch times.
 
 Splits (ours): `per_user` asks for each user's last events, which keeps every user in the test; `by_time` cuts by the

@@ -75,7 +75,7 @@ class Profile:
             raise GenrecError(f"{items.shape[1]} candidates are too many for one request; at most {MOST} are scored")
         known = len(self.items)
         rows = [*items.ravel().tolist(), *(r for c in contexts for r in c.history)]
-        if rows and not (-1 <= min(rows) and max(rows) < known):
+        if rows and not (min(rows) >= -1 and max(rows) < known):
             raise GenrecError(f"an item row is outside of the {known} items that the tool was fitted on")
         users = [self.numbers.get(c.user or "", -1) for c in contexts]
         return request_batch(contexts, items, n, self.rates, users, [self.said(c) for c in contexts], len(self.users))
