@@ -38,7 +38,7 @@ from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
-from genrec.tools.content import Content
+from genrec.tools.content import Content, ContentConfig
 from genrec.tools.ranking.samples import TEST, TRAIN
 from genrec.tools.ranking.task import Task
 from genrec.tools.sarm.anchors import Anchor, AnchorStore, anchors_for, shuffled
@@ -148,9 +148,10 @@ def cold_task(task: Task) -> Task:
 
 
 def tfidf(task: Task, at: np.ndarray) -> np.ndarray:
-    """Likeness of each exposure's text to the history's, weighted by its feedback, [B, T]."""
+    """Mean likeness of each exposure's text to the whole history's, weighted by its feedback less the user's mean,
+    [B, T]."""
     s, catalog = task.samples.sequences, task.samples.catalog
-    tool = Content().fit(s.keep(task.part == TRAIN), catalog)
+    tool = Content(ContentConfig(recency=1.0)).fit(s.keep(task.part == TRAIN), catalog)
     out = np.zeros((len(at), task.tasks), np.float32)
     for start in range(0, len(at), 512):
         part = at[start : start + 512]
@@ -158,6 +159,7 @@ def tfidf(task: Task, at: np.ndarray) -> np.ndarray:
         for p in part.tolist():
             first = int(s.offsets[s.user_of[p]])
             told = task.feedback[first:p, 0]
+            told = (told - told.mean()) / len(told) if len(told) else told
             contexts.append(UserContext(history=tuple(s.items[first:p].tolist()), weights=tuple(told.tolist())))
         out[start : start + 512] = tool.score_all(contexts)[np.arange(len(part)), s.items[part]][:, None]
     return out

@@ -222,7 +222,7 @@ def test_cache_bytes_are_as_the_law_counts_them(task: Task) -> None:
 
 def test_depth_is_learnable_where_it_is_planted() -> None:
     """The causal transformer: the planted structure is out of the reach of one layer and within that of two."""
-    task = Task.make(planted(60, 40, 3, 1, seed=1))
+    task = Task.make(planted(60, 60, 3, 1, seed=1))
     at = positions_of(task, TEST)
     found = {}
     for layers in (1, 2):
