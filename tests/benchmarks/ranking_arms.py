@@ -118,6 +118,8 @@ def plot_bars(results: dict[str, Any], label: str, path: Path, title: str) -> No
     figure, axes = new_figure(8, 0.9 + 0.32 * len(results))
     for place, found in enumerate(results.values()):
         value = found[label]["gauc"]
+        if value["mean"] is None:  # no user has both kinds
+            continue
         sides = [[value["mean"] - (value["low"] or value["mean"])], [(value["high"] or value["mean"]) - value["mean"]]]
         axes.errorbar(value["mean"], place, xerr=sides, fmt="o", capsize=3, color="C0")
     axes.set_yticks(range(len(results)), list(results))
