@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from genrec import __version__, commands, terminal
+from genrec import __version__, commands, rank, terminal
 from genrec.errors import GenrecError
 
 
@@ -206,6 +206,8 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--slices", action="store_true", help="also the slices by day, not only all requests")
     _json(one)
+
+    rank.add(command, _model)
 
     one = command("ui", commands.ui, "start the page over a bundle")
     _bundle(one)

@@ -86,6 +86,17 @@ class Retriever(Protocol):
     def load(cls, folder: Path) -> Self: ...
 
 
+@runtime_checkable
+class Ranker(Protocol):
+    """A tool that judges given candidates. Fitted on training events only; works alone; can be switched off."""
+
+    name: str
+
+    def score(self, contexts: list[UserContext], items: np.ndarray) -> np.ndarray:
+        """float32 [B, C] of candidate rows, int [B, C] with -1 as padding; higher is better, -inf at padding."""
+        ...
+
+
 @dataclass(frozen=True)
 class Instruction:
     """A contextual reasoning instruction (OxygenREC, I_r), written by a language model away from the request.

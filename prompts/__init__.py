@@ -3,7 +3,8 @@
 `NAME.md` holds `recent: N`, `sentences: N` and `proposals: N` (how many history items and how much of the tools'
 evidence it shows), notes for people, and then the chat: `## system`, `## user` and `## assistant` sections in order.
 The first turns are examples; placeholders like {{history}} stand in the last turn alone, so all that comes before is
-the same for everyone. `NAME.schema.json` is the schema of the reply.
+the same for everyone. `NAME.schema.json` is the schema of the reply. `anchors/` holds the prompts that describe an
+item (SARM's anchors).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from genrec.instructions.schema import check_schema, violation
 from genrec.io import read_json
 
 FOLDER = Path(__file__).parent
+NEEDS = ("situation", "intents", "look_for")
+ANCHOR_FIELDS = ("point", "theme", "topic", "audience", "format", "scene")  # genrec.tools.sarm.anchors.FIELDS
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _ROLES = ("system", "user", "assistant")
 
@@ -77,12 +80,24 @@ def load(name: str) -> PromptTemplate:
     return read(FOLDER / f"{name}.md")
 
 
-def read(path: Path) -> PromptTemplate:
-    """The template in `path`, with the schema from the file of the same name that ends in .schema.json."""
+@cache
+def anchor(name: str = "anchor_v1") -> PromptTemplate:
+    """The prompt that describes an item, checked. Raises GenrecError where it is unknown."""
+    path = FOLDER / "anchors" / f"{name}.md"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.md")))
+        raise GenrecError(f"unknown anchor prompt {name!r}; there are: {there}")
+    return read(path, ("title", "kinds", "text"), ANCHOR_FIELDS)
+
+
+def read(path: Path, fields: tuple[str, ...] = FIELDS, needs: tuple[str, ...] = NEEDS) -> PromptTemplate:
+    """The template in `path`, with the schema from the file of the same name that ends in .schema.json.
+
+    fields: placeholders it may have; needs: properties its schema must have."""
     text, schema_path = path.read_text(encoding="utf-8"), path.with_suffix(".schema.json")
     schema = read_json(schema_path)
     check_schema(schema, str(schema_path))
-    missing = {"situation", "intents", "look_for"} - set(schema.get("properties", ()))
+    missing = set(needs) - set(schema.get("properties", ()))
     if missing:
         raise GenrecError(f"{schema_path} has no property {min(missing)!r}")
     head, *sections = re.split(r"^## (\w+)\n", text, flags=re.M)
@@ -97,9 +112,9 @@ def read(path: Path) -> PromptTemplate:
             raise GenrecError(f"{path}: placeholders belong into the last turn, or no prefix can be shared")
         if role == "assistant" and (wrong := _example_violation(body, schema)):
             raise GenrecError(f"{path}: an example does not follow the schema: {wrong}")
-    unknown = set(_PLACEHOLDER.findall(turns[-1][1])) - set(FIELDS)
+    unknown = set(_PLACEHOLDER.findall(turns[-1][1])) - set(fields)
     if unknown:
-        raise GenrecError(f"{path}: unknown placeholder {{{{{min(unknown)}}}}}; there are: {', '.join(FIELDS)}")
+        raise GenrecError(f"{path}: unknown placeholder {{{{{min(unknown)}}}}}; there are: {', '.join(fields)}")
     digest = hashlib.sha256((text + json.dumps(schema, sort_keys=True)).encode()).hexdigest()[:8]
     return PromptTemplate(
         path.stem, f"{path.stem}+{digest}", int(limits[1]), int(limits[2]), int(limits[3]), schema, turns

@@ -123,7 +123,7 @@ def _folder(folder: Path) -> Dataset:
         return build(name, *publisher_tables(read_bytes(folder / "u.data"), films, str(folder)))
     if reviews := sorted(folder.glob("reviews_*.json*")):
         return _amazon(name, reviews, sorted(folder.glob("meta_*.json*")))
-    events, items = _one(folder, EVENT_FILES), _one(folder, ITEM_FILES)
+    events, items = one_file(folder, EVENT_FILES), one_file(folder, ITEM_FILES)
     if events is None:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise GenrecError(
@@ -133,7 +133,8 @@ def _folder(folder: Path) -> Dataset:
     return build(name, read_table(events), None if items is None else read_table(items))
 
 
-def _one(folder: Path, stems: tuple[str, ...]) -> Path | None:
+def one_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    """The table in a folder that has one of these names, or None. Raises GenrecError where there are several."""
     found = sorted(p for p in folder.iterdir() if p.name.split(".")[0].lower() in stems and file_kind(p))
     if len(found) > 1:
         raise GenrecError(f"{folder} has {' and '.join(p.name for p in found)}; keep one of them")

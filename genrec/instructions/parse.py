@@ -27,7 +27,7 @@ def parse(text: str, schema: Mapping[str, Any]) -> Instruction | None:
     A reply in which a field says nothing then is invalid.
     """
     properties = schema["properties"]
-    for value in _objects(text[:LONGEST_REPLY]):
+    for value in objects(text[:LONGEST_REPLY]):
         if violation(value, schema) is None:
             situation = _tidy(value["situation"], properties["situation"])
             look_for = _tidy(value["look_for"], properties["look_for"])
@@ -38,7 +38,8 @@ def parse(text: str, schema: Mapping[str, Any]) -> Instruction | None:
     return None
 
 
-def _objects(text: str) -> Iterator[Any]:
+def objects(text: str) -> Iterator[Any]:
+    """The JSON values in a text that begin with a brace and are whole, in order."""
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         try:

@@ -1,0 +1,174 @@
+"""A stack of target-attention layers that reads a history in two ways with the same weights.
+
+`targets`: candidates against given states of the past, layer by layer (MARM, papers/tools.md 3.2 and 7.3; with one
+layer it is DIN's idea with softmax attention). `sequence`: a whole sequence at once, as a causal transformer. Position
+i attends to the n events before it, not to itself, in both, so with exact states the two give the same numbers.
+
+Layer l: o = MHA(q = norm(h), K = V = norm(S^l + feedback)); h <- h + o; h <- h + FFN(norm(h)). Pre-norm, the learned
+empty key (what attends to nothing, as with an empty history, finds it) and the bias by distance are ours; so is
+feedback that joins at reading: it is not known yet when the state of an event is made, and it is when the event is
+history.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+MASKED = -1e9
+EXACT = 4  # distances with a bias of their own; beyond, one for each doubling
+BUCKETS = 20
+
+
+def distance_buckets(distance: Tensor) -> Tensor:
+    """int64 bucket of each distance 1, 2, ... in events."""
+    far = EXACT - 1 + (torch.log2(distance.clamp(min=1).double()) - math.log2(EXACT) + 1e-9).floor().long() + 1
+    return torch.where(distance <= EXACT, distance - 1, far).clamp(0, BUCKETS - 1)
+
+
+class Layer(nn.Module):
+    """One layer, as in the module's text. missing: what is added to an event's embedding where its state is missing."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_q, self.norm_kv, self.norm_ff = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.q, self.kv, self.o = (nn.Linear(d, k * d, bias=False) for k in (1, 2, 1))
+        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.empty: Tensor = nn.Parameter(torch.zeros(d))
+        self.missing: Tensor = nn.Parameter(torch.zeros(d))
+        # Heads begin from looking at the newest events alone to looking everywhere alike.
+        steps = torch.linspace(3, 0, heads)[:, None] * torch.log2(1 + torch.arange(BUCKETS).float())
+        self.near: Tensor = nn.Parameter(-steps)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, T, d] -> [B, H, T, d / H]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, 1 + n, d / H] of memory [B, n, d], the empty one first."""
+        memory = torch.cat([self.empty.expand(len(memory), 1, -1), memory], 1)
+        keys, values = self.kv(self.norm_kv(memory)).chunk(2, -1)
+        return self.split(keys), self.split(values)
+
+    def bias(self, distance: Tensor) -> Tensor:
+        """[H, ..., 1 + n] of distances [..., n]; the empty key has none."""
+        return nn.functional.pad(self.near[:, distance_buckets(distance)], (1, 0))
+
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """o of queries x [B, C, d]; bias added to the logits, [B or 1, H or 1, C or 1, 1 + n]."""
+        q = self.split(self.q(self.norm_q(x)))
+        found = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        return self.o(found.transpose(1, 2).flatten(2))
+
+    def logits(self, x: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        """Attention logits [B, H, C, 1 + n]."""
+        q = self.split(self.q(self.norm_q(x)))
+        return q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """(o, the next h), each [B, C, d]."""
+        o = self.attend(x, keys, values, bias)
+        x = x + o
+        return o, x + self.down(torch.relu(self.up(self.norm_ff(x))))
+
+
+class Stack(nn.Module):
+    """L layers of width d over at most n events. tasks: of the feedback. top: events that each layer keeps of its own
+    search (0: all), the newest first among equals: the per-layer GSU of papers/tools.md 3.2, exact here."""
+
+    def __init__(self, d: int, layers: int, heads: int, n: int, tasks: int, top: int = 0) -> None:
+        super().__init__()
+        self.n, self.top = n, top
+        self.blocks = nn.ModuleList(Layer(d, heads) for _ in range(layers))
+        self.feedback = nn.Linear(tasks, d, bias=False)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return list(cast("Iterable[Layer]", self.blocks))
+
+    @property
+    def out(self) -> int:
+        """Width of what comes out, in units of d: o of each layer, and the last h."""
+        return len(self.layers) + 1
+
+    def memory(self, level0: Tensor, feedback: Tensor, cached: Tensor | None, present: Tensor | None) -> list[Tensor]:
+        """What each layer attends to, [B, n, d] each. level0: embeddings [B, n, d]; feedback [B, n, T]; cached: states
+        [B, n, L - 1, d] of the levels above, no gradient; present: bool [B, n], false where there is no state (then the
+        embedding and a learned vector stand in); None: nowhere."""
+        told = self.feedback(feedback)
+        out = [level0 + told]
+        for at, layer in enumerate(self.layers[1:]):
+            state = level0.detach() + layer.missing
+            if cached is not None and present is not None:
+                state = torch.where(present[..., None], cached[:, :, at], state)
+            out.append(state + told)
+        return out
+
+    def targets(self, x: Tensor, memory: list[Tensor], there: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Candidates x [B, C, d] against the memory of a request, the newest event last; there: bool [B, n].
+
+        Returns what the ranker reads, [B, C, (L + 1) d]; the states of the levels 1 to L - 1, [B, C, L - 1, d]; and the
+        biases of each layer, for `weights`.
+        """
+        n = memory[0].shape[1]
+        masked = nn.functional.pad(~there, (1, 0))[:, None, None] * MASKED
+        distance = torch.arange(n, 0, -1, device=x.device)
+        outs, states, biases = [], [], []
+        for layer, known in zip(self.layers, memory, strict=True):
+            keys, values = layer.keys_values(known)
+            bias = layer.bias(distance)[None, :, None] + masked
+            if 0 < self.top < n:
+                bias = bias + self.unchosen(layer.logits(x, keys, bias))
+            biases.append(bias)
+            o, x = layer(x, keys, values, bias)
+            outs.append(o)
+            states.append(x)
+        return (
+            torch.cat([*outs, x], -1),
+            torch.stack(states[:-1], 2) if states[:-1] else x.new_zeros(*x.shape[:2], 0, x.shape[2]),
+            biases,
+        )
+
+    def unchosen(self, logits: Tensor) -> Tensor:
+        """MASKED where an event is not among the `top` of its candidate by the sum over heads of exp-free logits;
+        [B, 1, C, 1 + n]. The empty key always stays."""
+        mean = logits.detach().mean(1)[..., 1:]
+        least = mean.topk(self.top, -1).values[..., -1:]
+        return nn.functional.pad((mean < least) * MASKED, (1, 0))[:, None]
+
+    def sequence(self, x: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole sequences x [B, T, d], oldest first, as a causal transformer: (ranker's input [B, T, (L + 1) d], states
+        [B, T, L - 1, d]). Positions beyond a shorter sequence may hold anything: nothing attends forward."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        distance = steps[:, None] - steps[None]
+        allowed = (distance >= 1) & (distance <= self.n)
+        masked = nn.functional.pad(~allowed, (1, 0)) * MASKED
+        told = self.feedback(feedback)
+        outs, states = [], []
+        for layer in self.layers:
+            keys, values = layer.keys_values(x + told)
+            bias = layer.bias(distance.clamp(min=1))[None] + masked
+            if 0 < self.top < self.n:
+                bias = bias + self.unchosen(layer.logits(x, keys, bias))
+            o, x = layer(x, keys, values, bias)
+            outs.append(o)
+            states.append(x)
+        kept = torch.stack(states[:-1], 2) if states[:-1] else x.new_zeros(*x.shape[:2], 0, x.shape[2])
+        return torch.cat([*outs, x], -1), kept
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, memory: list[Tensor], there: Tensor) -> Tensor:
+        """How much each candidate attends to each event, mean over heads, [B, C, L, n]; rows sum to 1 less what goes to
+        the empty key."""
+        _, states, biases = self.targets(x, memory, there)
+        inputs = [x, *states.unbind(2)]
+        found = [
+            torch.softmax(layer.logits(h, layer.keys_values(known)[0], bias), -1).mean(1)[..., 1:]
+            for layer, known, h, bias in zip(self.layers, memory, inputs, biases, strict=True)
+        ]
+        return torch.stack(found, 2)

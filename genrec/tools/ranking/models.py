@@ -1,0 +1,122 @@
+"""The rankers that MARM and SARM are compared with, in one form: `model(batch, cached, present)` gives logits [B, C, T]
+and states [B, C, L - 1, d] to cache.
+
+    rates      logistic regression on the dense features
+    mmoe       identifiers of user and item and the dense features, into MMoE; no history
+    din        DIN (Zhou et al. 2018): an activation unit over the same history, unnormalised, as published
+    attention  the stack of attention.py: with one layer target attention; with more MARM, or, trained over whole
+               sequences with gradients through every layer, the full causal transformer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genrec.errors import GenrecError
+from genrec.tools.ranking.attention import Stack
+from genrec.tools.ranking.heads import MMoE
+from genrec.tools.ranking.task import Batch
+
+KINDS = ("rates", "mmoe", "din", "attention")
+UNIT = 36  # hidden width of DIN's activation unit, as published
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """A ranker. users, items, tasks, dense: sizes of the data; d: width; n: events of history; layers, heads, top: of
+    the stack; dropout: of the identifiers' embeddings; unknown: share of the identifiers hidden in training, so that
+    the vector of the unknown item is learned."""
+
+    kind: str
+    users: int
+    items: int
+    tasks: int
+    dense: int
+    d: int = 32
+    n: int = 100
+    layers: int = 1
+    heads: int = 2
+    top: int = 0
+    dropout: float = 0.2
+    unknown: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise GenrecError(f"unknown ranker {self.kind!r}; there are: {', '.join(KINDS)}")
+        for name in ("users", "items", "tasks", "dense", "d", "n", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.d % self.heads:
+            raise GenrecError(f"d is {self.d}; it must be a multiple of the {self.heads} heads")
+        if self.top < 0 or not 0 <= self.dropout < 1 or not 0 <= self.unknown < 1:
+            raise GenrecError(f"top {self.top}, dropout {self.dropout} and unknown {self.unknown} must be 0 or more")
+
+
+class RankerModel(nn.Module):
+    """See the module's text. Rows of the tables past the last user and item stand for unknown ones."""
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        if c.kind == "rates":
+            self.linear = nn.Linear(c.dense, c.tasks)
+            return
+        self.user, self.item = nn.Embedding(c.users + 1, c.d), nn.Embedding(c.items + 1, c.d)
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=0.05)
+        self.drop = nn.Dropout(c.dropout)
+        width = 2 * c.d + c.dense
+        if c.kind == "din":
+            self.feedback = nn.Linear(c.tasks, c.d, bias=False)
+            self.unit = nn.Sequential(nn.Linear(4 * c.d, UNIT), nn.PReLU(), nn.Linear(UNIT, 1))
+            width += c.d
+        if c.kind == "attention":
+            self.stack = Stack(c.d, c.layers, c.heads, c.n, c.tasks, c.top)
+            width += self.stack.out * c.d
+        self.heads = MMoE(width, c.tasks)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """Item rows, some of them made unknown in training."""
+        if not self.training or not self.config.unknown:
+            return rows
+        return torch.where(torch.rand(rows.shape, device=rows.device) < self.config.unknown, self.config.items, rows)
+
+    def forward(
+        self, batch: Batch, cached: Tensor | None = None, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, C, T], and states for the cache. cached, present: see Stack.memory."""
+        none = batch.dense.new_zeros(*batch.item.shape, 0, self.config.d)
+        if self.config.kind == "rates":
+            return self.linear(batch.dense), none
+        x = self.drop(self.item(self.hidden(batch.item)))
+        user = self.drop(self.user(batch.user))[:, None].expand_as(x)
+        parts = [user, x, batch.dense]
+        if self.config.kind == "mmoe":
+            return self.heads(torch.cat(parts, -1)), none
+        there = batch.events >= 0
+        level0 = self.drop(self.item(batch.history))
+        if self.config.kind == "din":
+            return self.heads(
+                torch.cat([*parts, self.activate(x, level0 + self.feedback(batch.feedback), there)], -1)
+            ), none
+        found, states, _ = self.stack.targets(x, self.stack.memory(level0, batch.feedback, cached, present), there)
+        return self.heads(torch.cat([*parts, found], -1)), states
+
+    def activate(self, x: Tensor, events: Tensor, there: Tensor) -> Tensor:
+        """DIN's weighted sum of the history, [B, C, d], over the root of its length."""
+        q = x[:, :, None].expand(-1, -1, events.shape[1], -1)
+        k = events[:, None].expand_as(q)
+        weights = self.unit(torch.cat([q, k, q - k, q * k], -1)).squeeze(-1) * there[:, None]
+        size = there.sum(-1).clamp(min=1).float().sqrt()[:, None, None]
+        return weights @ events / size
+
+    def sequences(self, user: Tensor, item: Tensor, dense: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole sequences at once (kind attention): user [B], item [B, T], dense [B, T, F], feedback [B, T, tasks] ->
+        logits [B, T, tasks], states [B, T, L - 1, d]."""
+        x = self.drop(self.item(self.hidden(item)))
+        found, states = self.stack.sequence(x, feedback)
+        users = self.drop(self.user(user))[:, None].expand_as(x)
+        return self.heads(torch.cat([users, x, dense, found], -1)), states

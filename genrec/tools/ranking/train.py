@@ -1,0 +1,239 @@
+"""Training and measuring rankers on one stream: every event is scored before it can be read as history.
+
+A ranker with a memory (MARM) reads cached states, is trained, and writes the states it scored with, for every real
+exposure, in training, validation and test alike. One pass over the stream is the papers' regime; with several, a pass
+begins with an empty memory, and the pass that ranks the validation events best is kept with its memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec.errors import GenrecError
+from genrec.evaluation.auc import gauc
+from genrec.tools.ranking.heads import bce
+from genrec.tools.ranking.models import RankerConfig, RankerModel
+from genrec.tools.ranking.samples import TEST, TRAIN, VALIDATION
+from genrec.tools.ranking.task import Batch, Task, stream
+
+Report = Callable[[str], None]
+
+
+class Memory(Protocol):
+    """Cached states of past exposures, see genrec.tools.marm.memory."""
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+    def write(self, batch: Batch, states: Tensor) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def snapshot(self) -> Any: ...
+
+    def restore(self, kept: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a ranker is trained. The defaults are ours, and not tuned yet."""
+
+    epochs: int = field(default=3, metadata={"help": "passes over the stream (1: a single pass, as MARM is trained)"})
+    batch: int = field(default=256, metadata={"help": "exposures per step"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "of Adam"})
+    weight_decay: float = field(default=1e-5, metadata={"help": "of Adam"})
+    horizon: int = field(default=0, metadata={"help": "events that may be out of time over all users (0: any)"})
+    patience: int = field(default=2, metadata={"help": "passes without a better validation GAUC before the end"})
+    seed: int = field(default=0, metadata={"help": "of everything random"})
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "patience"):
+            if getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.horizon < 0 or self.seed < 0:
+            raise GenrecError(f"horizon is {self.horizon} and seed {self.seed}; they must be at least 0")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise GenrecError(f"learning_rate {self.learning_rate} or weight_decay {self.weight_decay} is out of range")
+
+
+def make_ranker(task: Task, kind: str, seed: int, **sizes: Any) -> RankerModel:
+    """A ranker with random weights, of the task's sizes."""
+    torch.manual_seed(seed)
+    return RankerModel(RankerConfig(kind, task.users, task.items, task.tasks, task.width, **sizes))
+
+
+def positions_of(task: Task, part: int) -> np.ndarray:
+    """Flat positions of a part with a known main label."""
+    return np.flatnonzero((task.part == part) & ~np.isnan(task.samples.labels[:, 0]))
+
+
+def train(
+    model: RankerModel, task: Task, config: TrainConfig, memory: Memory | None = None, report: Report = lambda _: None
+) -> list[float]:
+    """Trains in the stream's order; returns the validation GAUC of each pass. The best pass stays in model and memory,
+    which then holds training and validation events."""
+    torch.manual_seed(config.seed)
+    optimizer = _optimizer(model, config)
+    kept = _Best()
+    positions = np.flatnonzero(task.part == TRAIN)
+    for epoch in range(config.epochs):
+        if memory is not None:
+            memory.clear()
+        model.train()
+        for at in stream(task, positions, config.batch, config.horizon):
+            batch = task.batch(at, model.config.n)
+            logits, states = model(batch, *(memory.read(batch) if memory else (None, None)))
+            _step(optimizer, bce(logits, batch.labels))
+            if memory is not None:
+                memory.write(batch, states[:, 0].detach())
+        if kept.over(model, validate(model, task, memory, config), memory, config.patience):
+            break
+        report(f"ranking: {epoch + 1} of {config.epochs} passes, validation GAUC {kept.values[-1]:.4f}")
+    kept.restore(model, memory)
+    return kept.values
+
+
+def validate(model: RankerModel, task: Task, memory: Memory | None, config: TrainConfig) -> float:
+    """GAUC of the main label over the validation events, 0.5 where no user has both kinds."""
+    at = np.flatnonzero(task.part == VALIDATION)
+    scores = predict(model, task, at, config, memory)[:, 0]
+    known = ~np.isnan(task.samples.labels[at, 0])
+    found = gauc(task.samples.labels[at, 0][known], scores[known], task.samples.sequences.user_of[at][known])
+    return 0.5 if math.isnan(found) else found
+
+
+@torch.no_grad()
+def predict(
+    model: RankerModel, task: Task, positions: np.ndarray, config: TrainConfig, memory: Memory | None = None
+) -> np.ndarray:
+    """Logits [len(positions), T] of exposures, in the order given; they are written back to the memory."""
+    model.eval()
+    out = np.zeros((task.samples.sequences.events, task.tasks), np.float32)
+    for at in stream(task, positions, config.batch, config.horizon):
+        batch = task.batch(at, model.config.n)
+        logits, states = model(batch, *(memory.read(batch) if memory else (None, None)))
+        out[at] = logits[:, 0].numpy()
+        if memory is not None:
+            memory.write(batch, states[:, 0])
+    return out[positions]
+
+
+def train_sequences(
+    model: RankerModel, task: Task, config: TrainConfig, report: Report = lambda _: None, tokens: int = 2048
+) -> list[float]:
+    """Trains the full causal transformer: whole sequences with gradients through all layers, `tokens` events a step."""
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    optimizer = _optimizer(model, config)
+    kept = _Best()
+    for epoch in range(config.epochs):
+        model.train()
+        for at in sequence_batches(task, TRAIN, tokens, rng):
+            logits, _ = model.sequences(*sequence_inputs(task, at))
+            labels = np.where((at >= 0)[..., None], task.samples.labels[at], np.nan)
+            _step(optimizer, bce(logits, torch.from_numpy(labels)))
+        model.eval()
+        scores = predict_sequences(model, task)
+        at = positions_of(task, VALIDATION)
+        value = gauc(task.samples.labels[at, 0], scores[at, 0], task.samples.sequences.user_of[at])
+        if kept.over(model, 0.5 if math.isnan(value) else value, None, config.patience):
+            break
+        report(f"ranking: {epoch + 1} of {config.epochs} passes, validation GAUC {kept.values[-1]:.4f}")
+    kept.restore(model, None)
+    return kept.values
+
+
+@torch.no_grad()
+def predict_sequences(model: RankerModel, task: Task, tokens: int = 8192) -> np.ndarray:
+    """Logits [M, T] of every event by the causal transformer."""
+    model.eval()
+    out = np.zeros((task.samples.sequences.events, task.tasks), np.float32)
+    for at in sequence_batches(task, TEST, tokens, None):
+        logits, _ = model.sequences(*sequence_inputs(task, at))
+        out[at[at >= 0]] = logits.numpy()[at >= 0]
+    return out
+
+
+@torch.no_grad()
+def true_states(model: RankerModel, task: Task, upto: int = TEST, tokens: int = 8192) -> np.ndarray:
+    """States of the current weights, float32 [M, L - 1, d], of every event of the parts up to `upto`."""
+    model.eval()
+    c = model.config
+    out = np.zeros((task.samples.sequences.events, c.layers - 1, c.d), np.float32)
+    for at in sequence_batches(task, upto, tokens, None):
+        _, states = model.sequences(*sequence_inputs(task, at))
+        out[at[at >= 0]] = states.numpy()[at >= 0]
+    return out
+
+
+def sequence_batches(task: Task, upto: int, tokens: int, rng: np.random.Generator | None) -> Iterator[np.ndarray]:
+    """Flat positions int64 [B, T], -1 as padding, of whole users with their events of the parts up to `upto`; users of
+    alike lengths together, the batches in random order where there is an rng."""
+    s = task.samples.sequences
+    lengths = np.bincount(s.user_of[task.part <= upto], minlength=len(s))
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    groups: list[np.ndarray] = []
+    end = len(order)
+    while end:
+        size = max(1, tokens // int(lengths[order[end - 1]]))
+        groups.append(order[max(0, end - size) : end])
+        end = max(0, end - size)
+    if rng is not None:
+        rng.shuffle(groups)
+    for users in groups:
+        steps = np.arange(lengths[users].max())
+        at = s.offsets[users][:, None] + steps
+        yield np.where(steps < lengths[users][:, None], at, -1)
+
+
+def sequence_inputs(task: Task, at: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What RankerModel.sequences takes, of positions [B, T]."""
+    s = task.samples.sequences
+    item = np.where(at >= 0, s.items[at], task.items).astype(np.int64)
+    return (
+        torch.from_numpy(s.user_of[at[:, 0]]),
+        torch.from_numpy(item),
+        torch.from_numpy(task.dense[at]),
+        torch.from_numpy(task.feedback[at]),
+    )
+
+
+class _Best:
+    """The best pass so far, with its weights and memory."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self._kept: tuple[Any, Any] | None = None
+
+    def over(self, model: RankerModel, value: float, memory: Memory | None, patience: int) -> bool:
+        """Takes note of a pass; whether `patience` passes have brought nothing better."""
+        self.values.append(value)
+        best = int(np.argmax(self.values))
+        if best == len(self.values) - 1:
+            self._kept = copy.deepcopy(model.state_dict()), memory.snapshot() if memory else None
+        return len(self.values) - 1 - best >= patience
+
+    def restore(self, model: RankerModel, memory: Memory | None) -> None:
+        assert self._kept is not None
+        model.load_state_dict(self._kept[0])
+        if memory is not None:
+            memory.restore(self._kept[1])
+
+
+def _optimizer(model: RankerModel, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()

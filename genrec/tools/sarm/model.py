@@ -1,0 +1,215 @@
+"""SARM's ranker and its arms (papers/tools.md 2.2, 2.3): what an item brings besides its identifier is a setting.
+
+    none     identifiers, dense features and target attention over the history's identifiers: the base of all arms
+    tags     + the item's categories;  sids  + its semantic ID;  text  + a frozen text vector
+    learned  + two learned vectors in the place of the bank's: the serving graph of SARM without SARM
+    anchor   + h_CLS, and with `target` h_TAR, and with `user_side` h_UIN: SARM
+
+y = MMoE([h_CLS, h_TAR, h_UIN, h_rank]); h_UIN = mean(Transformer(h_CLS of the last m items)), from the bank, without
+gradient; L = L_rec + lambda L_aux, L_aux the main task's BCE of MLP([h_CLS, h_TAR]). From the notes: these. Ours:
+lambda 0.1, m, widths, the base's own history, feedback added to the user side as in the base, and identifiers hidden
+at random in training (`unknown`), which a new item needs.
+
+The bank holds h_CLS and h_TAR of every item and is all that scoring reads: `score` has no way to the encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrec.errors import GenrecError
+from genrec.tools.ranking.attention import Stack
+from genrec.tools.ranking.heads import MMoE
+from genrec.tools.ranking.task import Batch
+from genrec.tools.sarm.encoder import STREAMS, AnchorEncoder, Block, IdentityAttention
+
+SIDES = ("none", "tags", "sids", "text", "learned", "anchor")
+LAYERS, HEADS = 4, 2  # of the anchor encoder, as in the paper; of the base's target attention
+
+
+@dataclass(frozen=True)
+class SARMModelConfig:
+    """users, items, tasks, dense: sizes of the data; side: see the module's text; width: of the side's features (tags,
+    text) or the codes of each level (sids); base_tokens, domain_tokens: vocabularies; stream: see encoder.py."""
+
+    users: int
+    items: int
+    tasks: int
+    dense: int
+    side: str = "anchor"
+    width: int = 0
+    levels: int = 0
+    base_tokens: int = 2
+    domain_tokens: int = 2
+    stream: str = "gate"
+    target: bool = True
+    user_side: bool = True
+    frozen: bool = False
+    d: int = 32
+    n: int = 50
+    m: int = 20
+    dropout: float = 0.2
+    unknown: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.side not in SIDES or self.stream not in STREAMS:
+            raise GenrecError(f"unknown side {self.side!r} or stream {self.stream!r}; there are: {SIDES} and {STREAMS}")
+        for name in ("users", "items", "tasks", "dense", "n", "m"):
+            if getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.d < 2 or self.d % HEADS or self.m > self.n:
+            raise GenrecError(f"d is {self.d}, m {self.m}: d must be a multiple of {HEADS}, and m at most n ({self.n})")
+        if not 0 <= self.dropout < 1 or not 0 <= self.unknown < 1:
+            raise GenrecError(f"dropout {self.dropout} and unknown {self.unknown} must be at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The memory bank, a row per item and one of zeros at the end for padding. ids: int64 [R + 1], the identifier's row
+    in the model's table (the last one for an item it does not know); cls, tar: [R + 1, d]."""
+
+    ids: Tensor
+    cls: Tensor
+    tar: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids) - 1
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.ids, self.cls, self.tar))
+
+
+class SARMModel(nn.Module):
+    """See the module's text. `encode` makes the bank's rows; `score` reads them."""
+
+    features: Tensor
+
+    def __init__(self, config: SARMModelConfig, features: np.ndarray | None = None) -> None:
+        """features: of the side, [items, width] float (tags, text) or [items, levels] int (sids)."""
+        super().__init__()
+        c = self.config = config
+        self.user, self.item = nn.Embedding(c.users + 1, c.d), nn.Embedding(c.items + 1, c.d)
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=0.05)
+        self.drop = nn.Dropout(c.dropout)
+        self.stack = Stack(c.d, 1, HEADS, c.n, c.tasks)
+        width = 2 * c.d + c.dense + self.stack.out * c.d
+        if c.side in ("tags", "sids", "text"):
+            shape = (c.items, c.levels if c.side == "sids" else c.width)
+            kind = torch.int64 if c.side == "sids" else torch.float32
+            found = torch.zeros(shape, dtype=kind) if features is None else torch.from_numpy(features).to(kind)
+            if tuple(found.shape) != shape:
+                raise ValueError(f"features must be {shape}, not {tuple(found.shape)}")
+            self.register_buffer("features", torch.cat([found, torch.zeros(1, shape[1], dtype=kind)]))
+            self.side: nn.Module = (
+                nn.ModuleList(nn.Embedding(c.width, c.d) for _ in range(c.levels))
+                if c.side == "sids"
+                else nn.Linear(c.width, c.d)
+            )
+            width += c.d
+        if c.side in ("learned", "anchor"):
+            width += c.d * (1 + c.target + c.user_side)
+            if c.user_side:
+                self.user_layer, self.user_norm = Block(c.d), nn.LayerNorm(c.d)
+                self.told = nn.Linear(c.tasks, c.d, bias=False)
+        if c.side == "learned":
+            self.table = nn.Embedding(c.items + 1, 2 * c.d)
+            nn.init.normal_(self.table.weight, std=0.05)
+        if c.side == "anchor":
+            self.encoder = AnchorEncoder(c.base_tokens, c.domain_tokens, c.d, LAYERS, c.stream)
+            self.identity = IdentityAttention(c.d)
+            self.aux = nn.Sequential(nn.Linear(2 * c.d, 64), nn.ReLU(), nn.Linear(64, 1))
+            if c.frozen:
+                self.encoder.requires_grad_(False)
+        self.heads = MMoE(width, c.tasks)
+
+    def encode(self, base: Tensor, domain: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Anchors int [K, T] of items with the table's rows ids [K] -> h_CLS, h_TAR [K, d] (zeros where there is no
+        target attention), shares [K, 1 + T], values [K, 1 + T, d]. Away from the request."""
+        outputs, mask = self.encoder(base, domain)
+        tar, shares, values = self.identity(self.item(ids), outputs, mask)
+        return outputs[:, 0], tar if self.config.target else torch.zeros_like(tar), shares, values
+
+    def score(self, batch: Batch, bank: Bank, cls: Tensor | None = None, tar: Tensor | None = None) -> Tensor:
+        """Logits [B, C, T]. cls, tar: [B, C, d] of the candidates in the place of the bank's, in training."""
+        ids = bank.ids[batch.item]
+        x = self.drop(self.item(self.hidden(ids)))
+        there = batch.events >= 0
+        history = self.drop(self.item(bank.ids[batch.history]))
+        found, _, _ = self.stack.targets(x, self.stack.memory(history, batch.feedback, None, None), there)
+        parts = [self.drop(self.user(batch.user))[:, None].expand_as(x), x, batch.dense, found]
+        return self.heads(torch.cat([*parts, *self.brings(batch, bank, ids, cls, tar)], -1))
+
+    def brings(self, batch: Batch, bank: Bank, ids: Tensor, cls: Tensor | None, tar: Tensor | None) -> list[Tensor]:
+        """What the side adds for each candidate, [B, C, d] each."""
+        c = self.config
+        if c.side == "none":
+            return []
+        if c.side == "sids":
+            assert isinstance(self.side, nn.ModuleList)
+            codes = self.features[batch.item]
+            return [torch.stack([e(codes[..., i]) for i, e in enumerate(self.side)]).sum(0)]
+        if c.side in ("tags", "text"):
+            return [self.side(self.features[batch.item])]
+        past = batch.history[:, -c.m :]
+        if c.side == "learned":
+            cls, tar = self.table(ids).chunk(2, -1)
+            seen = self.table(bank.ids[past])[..., : c.d]
+        else:
+            cls = bank.cls[batch.item] if cls is None else cls
+            tar = bank.tar[batch.item] if tar is None else tar
+            seen = bank.cls[past]
+        out = [self.drop(cls)]
+        out += [self.drop(tar)] if c.target else []
+        out += [self.interest(seen, batch, cls)] if c.user_side else []
+        return out
+
+    def interest(self, seen: Tensor, batch: Batch, like: Tensor) -> Tensor:
+        """h_UIN of each request, expanded to its candidates [B, C, d]: one layer over the last m items, with their
+        feedback, and the mean of those that are there; zeros without any."""
+        m = self.config.m
+        there = batch.events[:, -m:] >= 0
+        some = there.any(1, keepdim=True)
+        found = self.user_layer(seen + self.told(batch.feedback[:, -m:]), there | ~some)
+        mean = (found * there[..., None]).sum(1) / there.sum(1).clamp(min=1)[:, None]
+        return (self.user_norm(mean) * some)[:, None].expand_as(like)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Identifiers, some of them made unknown in training."""
+        if not self.training or not self.config.unknown:
+            return ids
+        return torch.where(torch.rand(ids.shape, device=ids.device) < self.config.unknown, self.config.items, ids)
+
+    def auxiliary(self, cls: Tensor, tar: Tensor) -> Tensor:
+        """The auxiliary head's logits [...] of the main task."""
+        return self.aux(torch.cat([cls, tar], -1)).squeeze(-1)
+
+
+def make_bank(model: SARMModel, base: np.ndarray, domain: np.ndarray, ids: np.ndarray, chunk: int = 256) -> Bank:
+    """The bank of R items from their anchors' tokens [R, T] and the identifiers' rows [R] in the model's table."""
+    c = model.config
+    cls, tar = torch.zeros(len(ids) + 1, c.d), torch.zeros(len(ids) + 1, c.d)
+    found = torch.from_numpy(np.append(ids, c.items).astype(np.int64))
+    bank = Bank(found, cls, tar)
+    if c.side == "anchor":
+        fill_bank(model, bank, base, domain, np.arange(len(ids)), chunk)
+    return bank
+
+
+@torch.no_grad()
+def fill_bank(
+    model: SARMModel, bank: Bank, base: np.ndarray, domain: np.ndarray, rows: np.ndarray, chunk: int = 256
+) -> None:
+    """Encodes these rows anew with the current weights."""
+    training = model.training
+    model.eval()
+    order = rows[np.argsort((base[rows] != 0).sum(1), kind="stable")]
+    for at in np.split(order, range(chunk, len(order), chunk)):
+        cls, tar, _, _ = model.encode(torch.from_numpy(base[at]), torch.from_numpy(domain[at]), bank.ids[at])
+        bank.cls[at], bank.tar[at] = cls, tar
+    model.train(training)

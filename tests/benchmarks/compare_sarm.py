@@ -1,0 +1,214 @@
+"""What does each part of SARM bring on data with text, and does it come from the words?
+
+    python tests/benchmarks/compare_sarm.py run --data ml-100k --work sarm-ml --seeds 0 1 2 [--anchors anchors.jsonl]
+    python tests/benchmarks/compare_sarm.py table --data ml-100k --work sarm-ml --out docs/results/sarm-ml-100k
+    python tests/benchmarks/compare_sarm.py cold --data ml-100k --work sarm-cold --seeds 0 1 2
+    python tests/benchmarks/compare_sarm.py cold-table --data ml-100k --work sarm-cold --out docs/results/sarm-cold
+
+Arms: `ids` (identifiers, rates and target attention over the history: the base of all others), `tags`, `sids`
+(semantic IDs by residual k-means), `text` (a frozen text vector), `base` (the encoder over the base tokenizer),
+`domain`, `gate` (both token streams), `target` (+ cross-attention), `aux` (+ auxiliary loss), `full` (+ user side:
+SARM). Controls: `full-shuffled` (every item has another's anchor, in training and test alike: words still act as
+identifiers, so what the text is worth is full minus this, paired), `full-frozen` (the encoder is not trained),
+`learned` (the same ranker with learned vectors in the place of the bank's).
+
+Cold: a fifth of the items is held out: none of their exposures is trained on, their identifiers are unknown to every
+model, and only their test exposures are ranked. `tfidf` is the likeness of an item's text to the texts that the user
+liked less those that they did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from ranking_arms import Found, common_flags, finished, run_arms, task_of, test_positions, write_table
+
+from genrec.contracts import UserContext
+from genrec.data.dataset import Catalog
+from genrec.errors import GenrecError
+from genrec.tokenizer.embeddings import TextEmbedder
+from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
+from genrec.tools.content import Content, ContentConfig
+from genrec.tools.ranking.samples import TEST, TRAIN
+from genrec.tools.ranking.task import Task
+from genrec.tools.sarm.anchors import Anchor, AnchorStore, anchors_for, shuffled
+from genrec.tools.sarm.model import SARMModel, SARMModelConfig
+from genrec.tools.sarm.tokens import TokenStreams
+from genrec.tools.sarm.train import SARMTraining, predict, train
+
+OUT, LEVELS, CODES = 9, 3, 64  # part of an exposure that is left out; semantic IDs
+ARMS: dict[str, dict[str, Any]] = {
+    "ids": {"side": "none"},
+    "tags": {"side": "tags"},
+    "sids": {"side": "sids"},
+    "text": {"side": "text"},
+    "base": {"stream": "base", "target": False, "user_side": False, "aux": 0.0},
+    "domain": {"stream": "domain", "target": False, "user_side": False, "aux": 0.0},
+    "gate": {"target": False, "user_side": False, "aux": 0.0},
+    "target": {"user_side": False, "aux": 0.0},
+    "aux": {"user_side": False},
+    "full": {},
+    "full-shuffled": {},
+    "full-frozen": {"frozen": True},
+    "learned": {"side": "learned"},
+}
+PAIRS = (
+    ("tags", "ids"), ("sids", "ids"), ("text", "ids"), ("base", "ids"), ("domain", "ids"), ("gate", "base"),
+    ("target", "gate"), ("aux", "target"), ("full", "aux"), ("full", "ids"), ("full-shuffled", "ids"),
+    ("full", "full-shuffled"), ("full", "full-frozen"), ("full", "learned"), ("full", "tags"), ("full", "text"),
+)  # fmt: skip
+COLD_ARMS = ("ids", "tags", "text", "tfidf", "full", "full-shuffled")
+COLD_PAIRS = (("full", "ids"), ("full", "tags"), ("full", "tfidf"), ("full", "text"), ("full", "full-shuffled"))
+
+
+def tags_of(catalog: Catalog) -> np.ndarray:
+    """float32 [N, labels], each item's categories, divided by the root of how many it has."""
+    names = sorted({label for path in catalog.categories for label in path})
+    out = np.zeros((len(catalog), max(1, len(names))), np.float32)
+    for row, path in enumerate(catalog.categories):
+        for label in set(path):
+            out[row, names.index(label)] = len(set(path)) ** -0.5
+    return out
+
+
+@cache
+def text_vectors(texts: tuple[str, ...]) -> np.ndarray:
+    return TextEmbedder()(texts)
+
+
+def features_of(side: str, catalog: Catalog) -> np.ndarray | None:
+    """What an arm knows of each item beside its identifier."""
+    if side == "tags":
+        return tags_of(catalog)
+    if side == "text":
+        return text_vectors(tuple(catalog.texts))
+    if side == "sids":
+        ids = SemanticIDs.fit(text_vectors(tuple(catalog.texts)), TokenizerConfig(LEVELS, CODES))
+        return np.asarray(ids.codes, np.int64)
+    return None
+
+
+def job(
+    task: Task, arm: str, config: SARMTraining, anchors: list[Anchor], args: argparse.Namespace, cold: bool
+) -> Found:
+    """Fits one arm and scores the test exposures."""
+    at = test_positions(task)
+    if arm == "tfidf":
+        return Found(tfidf(task, at), {})
+    options = dict(ARMS[arm])
+    config = replace(config, aux=options.pop("aux", config.aux))
+    catalog = task.samples.catalog
+    side = options.get("side", "anchor")
+    features = features_of(side, catalog)
+    texts = [a.text for a in (shuffled(anchors, config.seed) if arm.endswith("shuffled") else anchors)]
+    streams = TokenStreams.fit(texts)
+    tokens, (base, domain) = streams.encode(texts), streams.sizes
+    width = 0 if features is None else CODES if side == "sids" else features.shape[1]
+    torch.manual_seed(config.seed)
+    sizes = SARMModelConfig(
+        task.users, task.items, task.tasks, task.width, width=width, levels=LEVELS, base_tokens=base,
+        domain_tokens=domain, d=args.d, n=args.n, m=min(20, args.n), **options,
+    )  # fmt: skip
+    if sizes.side == "sids":  # the last level may have more codes than asked for, where texts are alike
+        sizes = replace(sizes, width=int(features.max()) + 1 if features is not None else 1)
+    model = SARMModel(sizes, features)
+    held = cold_items(task) if cold else np.zeros(task.items, bool)
+    trained = train(model, task, tokens, config, np.where(held, task.items, np.arange(task.items)))
+    passes = len(trained.values)
+    about = {
+        "settings": vars(config) | {"d": args.d, "n": args.n},
+        "validation": [round(v, 4) for v in trained.values],
+        "seconds per pass": round(trained.seconds / passes, 2),
+        "domain words": streams.merged()[:10],
+        "written by": sorted({a.model for a in anchors}),
+    }
+    return Found(predict(model, task, trained.bank, at), about)
+
+
+def cold_items(task: Task) -> np.ndarray:
+    """bool [N]: a fifth of the items, the same for all seeds."""
+    return np.random.default_rng(7).random(task.items) < 0.2
+
+
+def cold_task(task: Task) -> Task:
+    """The task whose test asks for held-out items alone, and whose training has none of them."""
+    held = cold_items(task)[task.samples.sequences.items]
+    part = np.where(held, np.where(task.part == TEST, TEST, OUT), np.where(task.part == TEST, OUT, task.part))
+    return Task(task.samples, part.astype(np.int8))
+
+
+def tfidf(task: Task, at: np.ndarray) -> np.ndarray:
+    """Mean likeness of each exposure's text to the whole history's, weighted by its feedback less the user's mean,
+    [B, T]."""
+    s, catalog = task.samples.sequences, task.samples.catalog
+    tool = Content(ContentConfig(recency=1.0)).fit(s.keep(task.part == TRAIN), catalog)
+    out = np.zeros((len(at), task.tasks), np.float32)
+    for start in range(0, len(at), 512):
+        part = at[start : start + 512]
+        contexts = []
+        for p in part.tolist():
+            first = int(s.offsets[s.user_of[p]])
+            told = task.feedback[first:p, 0]
+            told = (told - told.mean()) / len(told) if len(told) else told
+            contexts.append(UserContext(history=tuple(s.items[first:p].tolist()), weights=tuple(told.tolist())))
+        out[start : start + 512] = tool.score_all(contexts)[np.arange(len(part)), s.items[part]][:, None]
+    return out
+
+
+def run(args: argparse.Namespace, cold: bool = False) -> None:
+    task = task_of(args.data, args.label, args.split)
+    task = cold_task(task) if cold else task
+    anchors = anchors_for(task.samples.catalog, AnchorStore(args.anchors).all() if args.anchors else None)
+    changes = {} if args.epochs is None else {"epochs": args.epochs}
+    run_arms(
+        args.work, args.arms, args.seeds,
+        lambda arm, seed: job(task, arm, SARMTraining(seed=seed, **changes), anchors, args, cold),
+    )  # fmt: skip
+
+
+def table(args: argparse.Namespace, cold: bool = False) -> None:
+    task = task_of(args.data, args.label, args.split)
+    task = cold_task(task) if cold else task
+    found = finished(args.work, args.arms)
+    title = f"{task.samples.name}: {'items held out of the training' if cold else 'SARM, part by part'}"
+    write_table(task, test_positions(task), found, COLD_PAIRS if cold else PAIRS, args.out, title, args.split)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, cold, arms in (("run", False, tuple(ARMS)), ("cold", True, COLD_ARMS)):
+        one = commands.add_parser(name, help="fit the arms")
+        common_flags(one, arms)
+        one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        one.add_argument("--epochs", type=int, help="passes (default: that of SARMTraining)")
+        one.add_argument("--n", type=int, default=50, help="events of history")
+        one.add_argument("--d", type=int, default=32, help="width")
+        one.add_argument("--anchors", type=Path, help="of `genrec rank sarm anchors` (default: the template's)")
+        one.set_defaults(run=lambda args, cold=cold: run(args, cold))
+        one = commands.add_parser("table" if name == "run" else "cold-table", help="the table over finished arms")
+        common_flags(one, arms)
+        one.add_argument("--out", type=Path, required=True)
+        one.set_defaults(run=lambda args, cold=cold: table(args, cold))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        args.run(args)
+    except GenrecError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

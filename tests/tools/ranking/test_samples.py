@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrec.data import load_dataset
+from genrec.errors import GenrecError
+from genrec.tools.ranking.planted import planted
+from genrec.tools.ranking.samples import TEST, TRAIN, VALIDATION, Rule, by_time, load_samples, per_user, rated_samples
+
+ROWS = """user,item,timestamp,rating,label,long_view
+b,x,2020-01-03,4,0,1
+a,x,2020-01-02,5,1,0
+a,y,2020-01-01,2,0,1
+a,z,2020-01-04,3,1,
+b,y,2020-01-05,1,1,0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "interactions.csv").write_text(ROWS)
+    return tmp_path
+
+
+def test_ratings_give_nested_labels(folder: Path) -> None:
+    found = rated_samples(load_dataset(folder))
+    assert found.names == ("high", "through", "top")
+    at = {(found.sequences.users[u], found.catalog.item(int(i))): k for k, (u, i) in enumerate(
+        zip(found.sequences.user_of, found.sequences.items, strict=True))}  # fmt: skip
+    assert found.labels[at["a", "x"]].tolist() == [1, 1, 1]
+    assert found.labels[at["a", "z"]].tolist() == [0, 1, 0]
+    assert found.labels[at["b", "y"]].tolist() == [0, 0, 0]
+
+
+def test_columns_keep_the_order_of_the_events(folder: Path) -> None:
+    found = load_samples(folder, ["like=label", "long_view", "fair=rating>=3"])
+    events = [(found.sequences.users[u], found.catalog.item(int(i))) for u, i in zip(
+        found.sequences.user_of, found.sequences.items, strict=True)]  # fmt: skip
+    said = dict(zip(events, found.labels.tolist(), strict=True))
+    assert said["a", "y"] == [0, 1, 0] and said["b", "x"] == [0, 1, 1] and said["b", "y"] == [1, 0, 0]
+    assert said["a", "z"][:1] == [1] and np.isnan(said["a", "z"][1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["nothing"], "no column 'nothing'"),
+        (["a=label", "a=long_view"], "twice"),
+        (["label>=9"], "same for every event"),
+        (["label>9"], "is no label"),
+        (["item"], "is not a number"),
+    ],
+)
+def test_bad_labels_are_one_clear_line(folder: Path, labels: list[str], says: str) -> None:
+    with pytest.raises(GenrecError, match=says) as error:
+        load_samples(folder, labels)
+    assert "\n" not in str(error.value)
+
+
+def test_without_ratings_a_label_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text("user,item,timestamp\na,x,1\na,y,2\n")
+    with pytest.raises(GenrecError, match="--label"):
+        load_samples(tmp_path)
+
+
+def test_rules_are_read_as_written() -> None:
+    assert Rule.parse("high=rating>=4") == Rule("high", "rating", 4.0)
+    assert Rule.parse("is_follow") == Rule("is_follow", "is_follow", None)
+    assert Rule("x", "x").of(np.array([0.0, 2.0, np.nan])).tolist()[:2] == [0, 1]
+
+
+def test_each_user_is_asked_last() -> None:
+    samples = planted(5, 20)
+    part = per_user(samples).reshape(5, 20)
+    assert (part[:, :14] == TRAIN).all() and (part[:, 14:16] == VALIDATION).all() and (part[:, 16:] == TEST).all()
+    assert (per_user(planted(3, 6)) == TRAIN).all()  # too few for a validation event
+
+
+def test_the_clock_cuts_all_users_alike() -> None:
+    samples = planted(5, 20)
+    part, times = by_time(samples), samples.sequences.times
+    assert times[part == TRAIN].max() < times[part == VALIDATION].min() <= times[part == VALIDATION].max()
+    assert times[part == VALIDATION].max() < times[part == TEST].min()
+    with pytest.raises(ValueError):
+        by_time(samples, 0.5, 0.6)
