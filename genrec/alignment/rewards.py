@@ -153,8 +153,7 @@ GROUP = ("diversity",)  # parts that depend on the rest of the group
 
 @dataclass(frozen=True)
 class ScenarioWeights:
-    """scenario -> part -> weight, and scenario -> its share of the requests; weights of a scenario, and shares, add up to
-    1."""
+    """scenario -> part -> weight, a scenario's adding up to 1; scenario -> its share of the requests, likewise."""
 
     weights: dict[str, dict[str, float]]
     shares: dict[str, float]
