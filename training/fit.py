@@ -98,7 +98,7 @@ class Fit:
 
     def run(self) -> Path:
         """The finished bundle. An existing bundle of the same config is returned as it is."""
-        identity = identity_of(self.config)
+        identity = self.identity()
         if self.finished(identity):
             return self.out
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
@@ -120,6 +120,10 @@ class Fit:
             if not self.finished(identity):  # by a fit that has just ended
                 self.make(identity)
         return self.out
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two fits the same; the bundle's config."""
+        return identity_of(self.config)
 
     def finished(self, identity: dict[str, Any]) -> bool:
         """Whether the bundle is there, made with the same settings. Clears away the work folder that a kill after the
@@ -377,7 +381,7 @@ class Fit:
 
     def parts(self) -> Bundle:
         """The unfinished bundle, to read its finished parts."""
-        return Bundle(self.folder, identity_of(self.config))
+        return Bundle(self.folder, self.identity())
 
     def choose_weights(self) -> str:
         """The fusion of every scenario, on the validation requests that qualify for it."""

@@ -21,6 +21,7 @@ from genrec.alignment.rewards import RewardContext
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog, Sequences
 from genrec.data.scenarios import favourite_from, tail_items
+from genrec.errors import GenrecError
 from genrec.io import atomic
 from genrec.tokenizer.trie import Trie
 from genrec.tools import Tool
@@ -34,8 +35,10 @@ Fusion = Callable[[str], Mapping[str, float]]  # scenario -> weights of the tool
 
 
 def folds_of(train: Sequences, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
-    """int64 [U]: the fold of every user."""
-    return np.random.default_rng(seed).integers(0, folds, len(train))
+    """int64 [U]: the fold of every user, equally many in each; 0 .. folds - 1. Raises GenrecError for fewer users."""
+    if len(train) < folds:
+        raise GenrecError(f"{len(train)} users cannot be judged by others in {folds} folds; alignment needs more users")
+    return np.random.default_rng(seed).permutation(len(train)) % folds
 
 
 def taste_vectors(train: Sequences, items: int, width: int = TASTE) -> np.ndarray:

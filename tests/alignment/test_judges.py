@@ -11,6 +11,7 @@ import pytest
 from genrec.alignment.judges import Bench, Judge, folds_of, satisfactions, taste_vectors
 from genrec.contracts import UserContext
 from genrec.data.dataset import Sequences
+from genrec.errors import GenrecError
 from genrec.tokenizer.trie import Trie
 from genrec.tools import FLOORS
 from tests.tools.small_world import TRAIN, catalog
@@ -25,7 +26,9 @@ def rated(train: Sequences) -> Sequences:
 
 def test_users_are_dealt_into_folds_by_the_seed() -> None:
     first = folds_of(TRAIN, 3, seed=1)
-    assert len(first) == len(TRAIN) and set(first) <= {0, 1, 2} and (first == folds_of(TRAIN, 3, seed=1)).all()
+    assert np.bincount(first).tolist() == [2, 2, 2] and (first == folds_of(TRAIN, 3, seed=1)).all()
+    with pytest.raises(GenrecError, match="6 users cannot be judged by others in 7 folds"):
+        folds_of(TRAIN, 7)
 
 
 def test_what_judges_a_fold_does_not_see_its_users() -> None:

@@ -231,7 +231,7 @@ def test_a_run_that_was_killed_after_its_last_step_takes_none_too_many(
     whole = train(config(tmp_path / "whole", long_shop, model=str(tiny), stop=2), lambda line: None)
     asked = config(tmp_path / "cut", long_shop, model=str(tiny), stop=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.thinker, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training.thinker, "keep_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train(asked, lambda line: None)
     train(asked, lambda line: None)
     name = "adapter_model.safetensors"
