@@ -322,7 +322,7 @@ def make_trainer(
             warmup_steps=max(1, config.steps // 15),
             beta=0.0,
             use_vllm=config.vllm,
-            **({"vllm_mode": "colocate"} if config.vllm else {}),
+            vllm_mode="colocate",
             gradient_checkpointing=False,
             bf16=False,
             use_cpu=not cuda,
@@ -431,7 +431,7 @@ def align(config: AlignThinkerConfig, report: Report = print, command: str | Non
     if checkpoint:
         report(f"thinker: goes on at {checkpoint.name}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    results = {"log": [line for line in trainer.state.log_history if "reward" in line]}
+    results: dict[str, Any] = {"log": [line for line in trainer.state.log_history if "reward" in line]}
     if measured:
         results |= {"before": read_json(work / "before.json"), "after": measure(trainer, examiner, measured, config)}
     model = str(Path(path).resolve()) if config.model and Path(config.model).is_dir() else config.model or base

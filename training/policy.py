@@ -65,16 +65,16 @@ class Positions:
     queries: np.ndarray | None
 
     def draw(self, n: int, shares: dict[str, float], rng: np.random.Generator) -> tuple[list[UserContext], np.ndarray]:
-        """n contexts, and the positions int64 [n] of the events that they want."""
+        """n contexts, and the positions int64 [n] of the events that they want. shares: of the scenarios; one that the
+        data lacks leaves its share to the others, and a position that does not qualify for the one drawn is home's."""
         s = self.data.train
         able = np.flatnonzero(s.lengths > 1)
         users = able[rng.permutation(len(able))[:n]] if n <= len(able) else rng.choice(able, n)
         positions = s.offsets[users] + rng.integers(1, s.lengths[users])
         tasks = {t.name: t for t in self.data.tasks}
-        names = [name for name in shares if name == HOME or name in tasks]
-        drawn = rng.choice(
-            len(names), len(users), p=np.array([shares[x] for x in names]) / sum(shares[x] for x in names)
-        )
+        names = [n for n in shares if shares[n] and (n == HOME or n in tasks)] or [HOME]
+        chances = np.array([shares.get(name, 0.0) or 1.0 for name in names])
+        drawn = rng.choice(len(names), len(users), p=chances / chances.sum())
         contexts = []
         for u, event, pick in zip(users.tolist(), positions.tolist(), drawn.tolist(), strict=True):
             context = s.context(u, event - int(s.offsets[u]))

@@ -297,3 +297,15 @@ def test_a_bundle_that_is_none_and_weights_that_are_none_are_refused(tiny_bundle
     with pytest.raises(GenrecError, match="no such file of reward weights"):
         align(replace(settings(), bundle=tiny_bundle, out=tmp_path / "x", weights="absent.toml"))
     assert not (tmp_path / "x").exists()
+
+
+def test_the_command_takes_every_setting_as_a_flag_and_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import fields
+
+    from genrec.cli import main, parser
+
+    parsed = vars(parser().parse_args(["align", "--bundle", "b", "--out", "o", "--no-floor", "--loss", "grpo"]))
+    assert {f.name for f in fields(AlignConfig)} <= set(parsed) and parsed["floor"] is False
+    assert main(["align", "--bundle", "absent", "--out", "o"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "absent is not a bundle" in err and "Traceback" not in err
