@@ -205,7 +205,7 @@ class Align(Fit):
         before, after = (read_json(f / "report" / "report.json") for f in (self.source.folder, self.folder))
         for system in (ALONE_ROW, FUSED_ROW):
             old, new = (ndcg_of(report, system) for report in (before, after))
-            if old and new:
+            if old is not None and new is not None:
                 word = "LOWER than" if new < old else "against"
                 said += f"; {system} {new:.4f}, {word} {old:.4f} before"
         return said

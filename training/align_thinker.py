@@ -412,8 +412,8 @@ def align(config: AlignThinkerConfig, report: Report = print, command: str | Non
         raise GenrecError(f"{out} exists and was made with other settings; remove it or choose another --out")
     if (work / "config.json").exists() and read_json(work / "config.json") != identity:
         raise GenrecError(f"{work} holds a started run with other settings; remove it or choose another --out")
-    write_json(work / "config.json", identity)
     examiner = Examiner(bundle, template)
+    write_json(work / "config.json", identity)
     split = SPLITS[bundle.config["protocol"]](bundle.dataset)
     plan = ThinkerConfig(
         data="", out=out, later=config.later, horizon=1, steps=config.steps, batch=config.prompts_per_step,

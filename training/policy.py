@@ -133,7 +133,12 @@ class Aligner(State):
         self.texts = texts
         self.loss = loss_function(config)
         self.meta = {"stale": "0", "done": ""}
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._epoch: tuple[int, list[np.ndarray]] = (0, self._windows(0))
+        self._batches = len(self._epoch[1])
+
+    def _windows(self, epoch: int) -> list[np.ndarray]:
+        config, size = self.config, self.model.config.max_history
+        return self.positions.data.epoch(size, config.anchor_positions, config.seed, epoch)
 
     @property
     def device(self) -> torch.device:
@@ -182,13 +187,10 @@ class Aligner(State):
     def anchor_batch(self) -> Batch:
         """The next batch of windows in which every position predicts what the user really chose."""
         config, data = self.config, self.positions.data
-        size, n = self.model.config.max_history, len(self._epoch[1])
-        if not n:
-            self._epoch = (0, data.epoch(size, config.anchor_positions, config.seed, 0))
-            n = len(self._epoch[1])
-        if self._epoch[0] != self.step // n:
-            self._epoch = (self.step // n, data.epoch(size, config.anchor_positions, config.seed, self.step // n))
-        windows = self._epoch[1][self.step % n % len(self._epoch[1])]
+        epoch, index = divmod(self.step, self._batches)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._windows(epoch))
+        windows = self._epoch[1][index % len(self._epoch[1])]  # an epoch may have a batch less than the first
         batch = data.batch(windows, config.seed * 1_000_003 + self.step)
         to = self.device
         return Batch(batch.history.to(to), batch.targets.to(to), batch.weights.to(to), batch.request.to(to))

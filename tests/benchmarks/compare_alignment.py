@@ -110,7 +110,7 @@ class AlignmentArm(Align):
 
     def scenario_rewards(self, parts: Bundle) -> dict[str, np.ndarray]:
         """The mean reward in the scenario `asked` of the ten items that the generator gives each of its requests under
-        the instruction of the scenario `told`, "asked/told" -> float32 [B]; whose they are, "asked/users" -> int [B]."""
+        the instruction of the scenario `told`, "asked/told" -> float32 [B]; and "asked/users" -> int [B]."""
         weights, items, train = ScenarioWeights.load(), len(parts.dataset.catalog), self.split.train
         whole = Judge(parts.tools, taste_vectors(train, items), satisfactions(train, items))
         bench = Bench.of([whole], parts.semantic_ids.trie, parts.embeddings, self.fusion_of, train)

@@ -234,7 +234,7 @@ def test_temperatures_go_to_the_gated_losses_alone() -> None:
     for loss in ("sa-gcpo", "sapo"):
         one, two = (loss_function(settings(loss=loss, temperature_positive=t))(new, old, *rest) for t in (1.0, 3.0))
         assert one != two
-    assert loss_function(settings(loss="grpo", temperature_positive=9.0))(new, old, *rest) == pytest.approx(-1.2)
+    assert loss_function(settings(loss="grpo", temperature_positive=9.0))(new, old, *rest).item() == pytest.approx(-1.2)
 
 
 def test_histograms_are_shares_and_open_above() -> None:
