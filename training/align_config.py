@@ -34,8 +34,8 @@ class AlignConfig:
     rollouts: str = field(
         default="sampled", metadata={"help": "drawn without replacement, or the best by beam", "choices": ROLLOUTS}
     )
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate"})
-    anchor: float = field(default=0.2, metadata={"help": "weight of the next-token loss on what users really chose"})
+    learning_rate: float = field(default=5e-5, metadata={"help": "peak learning rate"})
+    anchor: float = field(default=0.5, metadata={"help": "weight of the next-token loss on what users really chose"})
     anchor_positions: int = field(default=512, metadata={"help": "training positions of it in each step"})
     average: float = field(default=0.97, metadata={"help": "decay of the weights' moving average, which is the result"})
     evaluate_steps: int = field(default=24, metadata={"help": "optimiser steps between validations"})

@@ -161,8 +161,8 @@ def sa_gcpo(
     (`genrec.alignment.advantages.target_floor`), which is all that differs.
 
     positive, negative: tau+ and tau-. The sources contradict each other on their order (one says that tau+ > tau- is
-    steadier, SAPO recommends the opposite), so both orders are swept; the defaults are what the sweep on ML-100K's
-    validation requests kept (docs/alignment.md).
+    steadier, SAPO recommends the opposite). The defaults are one of the two orders and not measured yet: sweep both on
+    validation (tests/benchmarks/compare_alignment.py).
     """
     return sapo(new, old, advantages, mask, positive, negative)
 
