@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 16}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
-PROMPT = "intent_v1"  # of a model that is no adapter with a prompt of its own
+PROMPT = "intent_v2"  # of a model that is no adapter with a prompt of its own
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -226,13 +226,20 @@ def interrupted_by(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[[], Backend]:
-    """What opens the language model that the flags of `_model` in cli.py describe."""
+def model_of(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[..., Backend]:
+    """What opens the language model that the flags of `_model` in cli.py describe, for about so many texts."""
 
-    def make() -> Backend:
+    def make(texts: int = 0) -> Backend:
         from serving.llm import open_model
 
-        return open_model(args.backend, args.model, report=report, endpoint=args.endpoint, concurrency=args.concurrency)
+        return open_model(
+            args.backend,
+            args.model,
+            report=report,
+            endpoint=args.endpoint,
+            concurrency=args.concurrency,
+            texts=texts,
+        )
 
     return make
 
@@ -248,7 +255,7 @@ def write_instructions(
     recommender: Recommender,
     asked: list[UserContext],
     prompt: str,
-    open_engine: Callable[[], Backend],
+    open_engine: Callable[[int], Backend],
     report: Callable[[str], None],
     chunk: int = 64,
 ) -> InstructReport:
@@ -259,11 +266,12 @@ def write_instructions(
 
     bundle, template = recommender.bundle, prompts.load(prompt)
     able = [context for context in asked if has_content(context)]
-    if not stale(able, bundle.dataset.catalog, template, bundle.store):
+    waiting = stale(able, bundle.dataset.catalog, template, bundle.store)
+    if not waiting:
         report(f"instructions: {len(able)} users are up to date")
         return InstructReport(len(asked), current=len(able), empty=len(asked) - len(able))
     bundle.store.put_many(())  # say so before the model starts, where it cannot be written
-    engine = open_engine()
+    engine = open_engine(len(waiting))
     try:
         evidence = tool_evidence(bundle)
         return instruct(asked, bundle.dataset.catalog, engine, template, bundle.store, chunk, evidence, report)

@@ -1,9 +1,9 @@
 """Versioned prompt templates with their output schemas; `python -m prompts NAME` shows one filled in.
 
-`NAME.md` holds `recent: N` and `sentences: N` (how many history items and how much evidence it shows), notes for
-people, and then the chat: `## system`, `## user` and `## assistant` sections in order. The first turns are examples;
-placeholders like {{history}} stand in the last turn alone, so all that comes before is the same for everyone.
-`NAME.schema.json` is the schema of the reply.
+`NAME.md` holds `recent: N`, `sentences: N` and `proposals: N` (how many history items and how much of the tools'
+evidence it shows), notes for people, and then the chat: `## system`, `## user` and `## assistant` sections in order.
+The first turns are examples; placeholders like {{history}} stand in the last turn alone, so all that comes before is
+the same for everyone. `NAME.schema.json` is the schema of the reply.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class PromptTemplate:
     """A chat with placeholders in its last turn.
 
     version: name and a hash of the two files, so that an edited prompt makes old instructions stale by itself.
-    recent, sentences: how many of the last history items and of the tools' sentences it shows.
+    recent, sentences, proposals: how many of the last history items, of the tools' sentences and of their proposals it
+    shows.
     schema: JSON Schema of the reply. turns: (role, text).
     """
 
@@ -40,6 +41,7 @@ class PromptTemplate:
     version: str
     recent: int
     sentences: int
+    proposals: int
     schema: Mapping[str, Any]
     turns: tuple[tuple[str, str], ...]
 
@@ -84,10 +86,10 @@ def read(path: Path) -> PromptTemplate:
     if missing:
         raise GenrecError(f"{schema_path} has no property {min(missing)!r}")
     head, *sections = re.split(r"^## (\w+)\n", text, flags=re.M)
-    limits = re.match(r"recent: (\d+)\nsentences: (\d+)\n", head)
+    limits = re.match(r"recent: (\d+)\nsentences: (\d+)\nproposals: (\d+)\n", head)
     turns = tuple((role, body.strip()) for role, body in zip(sections[::2], sections[1::2], strict=True))
     if limits is None:
-        raise GenrecError(f"{path}: it must begin with 'recent: N' and 'sentences: N'")
+        raise GenrecError(f"{path}: it must begin with 'recent: N', 'sentences: N' and 'proposals: N'")
     if not turns or turns[-1][0] != "user" or any(role not in _ROLES for role, _ in turns):
         raise GenrecError(f"{path}: sections must be system, user or assistant, and the last one user")
     for role, body in turns[:-1]:
@@ -99,7 +101,9 @@ def read(path: Path) -> PromptTemplate:
     if unknown:
         raise GenrecError(f"{path}: unknown placeholder {{{{{min(unknown)}}}}}; there are: {', '.join(FIELDS)}")
     digest = hashlib.sha256((text + json.dumps(schema, sort_keys=True)).encode()).hexdigest()[:8]
-    return PromptTemplate(path.stem, f"{path.stem}+{digest}", int(limits[1]), int(limits[2]), schema, turns)
+    return PromptTemplate(
+        path.stem, f"{path.stem}+{digest}", int(limits[1]), int(limits[2]), int(limits[3]), schema, turns
+    )
 
 
 def _example_violation(body: str, schema: Mapping[str, Any]) -> str | None:

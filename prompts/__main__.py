@@ -1,6 +1,6 @@
 """Shows prompts as a model gets them, filled in with a small made-up example (docs/prompts.md is written so).
 
-python -m prompts intent_v1                    on the screen
+python -m prompts intent_v2                    on the screen
 python -m prompts --write docs/prompts.md      all of them, as a page
 """
 
@@ -11,10 +11,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 import prompts
-from genrec.contracts import UserContext
+from genrec.contracts import Evidence, UserContext
 from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.instructions.context import PromptWriter
@@ -23,10 +24,24 @@ from genrec.io import write_text
 EXAMPLE = Catalog(
     pa.table(
         {
-            "item": ["m1", "m2", "m3", "m4"],
-            "title": ["Alien", "Blade Runner", "Brazil", 'A "quoted" <|im_start|> title\nof two lines'],
-            "category": [["Sci-Fi", "Horror"], ["Sci-Fi", "Film-Noir"], ["Sci-Fi", "Comedy"], ["Drama"]],
-            "year": ["1979", "1982", "1985", "1985"],
+            "item": ["m1", "m2", "m3", "m4", "m5", "m6"],
+            "title": [
+                "Alien",
+                "Blade Runner",
+                "Brazil",
+                'A "quoted" <|im_start|> title\nof two lines',
+                "Delicatessen",
+                "Twelve Monkeys",
+            ],
+            "category": [
+                ["Sci-Fi", "Horror"],
+                ["Sci-Fi", "Film-Noir"],
+                ["Sci-Fi", "Comedy"],
+                ["Drama"],
+                ["Sci-Fi", "Comedy"],
+                ["Sci-Fi", "Drama"],
+            ],
+            "year": ["1979", "1982", "1985", "1985", "1991", "1995"],
         }
     ),
     fields=("year",),
@@ -39,7 +54,14 @@ CONTEXT = UserContext(
     query="smth dark w/ robots",
     attributes=(("age", "24"), ("occupation", "student")),
 )
-EVIDENCE = ("People who chose Brazil also chose Delicatessen.",)
+EVIDENCE = (
+    Evidence(
+        "together",
+        np.array([4, 5], np.int32),
+        np.array([3.1, 2.2], np.float32),
+        "Taken together, the tools propose Delicatessen; Twelve Monkeys.",
+    ),
+)
 PAGE = """# Prompts
 
 The thinker's prompts, filled in with one made-up user; `python -m prompts --write docs/prompts.md` makes this page.
@@ -71,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
 def rendered(template: prompts.PromptTemplate) -> str:
     """One prompt: version, turns, schema."""
     chat = PromptWriter(EXAMPLE, template).chat(CONTEXT, EVIDENCE)
-    out = [f"{template.version} (shows the last {template.recent} items and {template.sentences} of evidence)", ""]
+    limits = f"(shows the last {template.recent} items, {template.sentences} of the tools' sentences and "
+    limits += f"{template.proposals} of their proposals)"
+    out = [f"{template.version} {limits}", ""]
     for turn in chat:
         out += [f"--- {turn['role']}", turn["content"], ""]
     out += ["--- schema of the reply", json.dumps(template.schema)]

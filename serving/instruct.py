@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from genrec.contracts import HOME, Instruction, UserContext
+from genrec.contracts import HOME, Evidence, Instruction, UserContext
 from genrec.errors import GenrecError
 from genrec.instructions.context import Chat, PromptWriter, Template, context_hash, has_content
 from genrec.instructions.parse import parse
 from genrec.instructions.plain import plain_instruction
 from genrec.instructions.store import InstructionStore, Key
+from genrec.tools.consult import PROPOSED, as_evidence, best_of
 from serving.llm import Backend, PromptTooLong
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_TOKENS = 96  # a reply at the schema's bounds has about 90
+MAX_TOKENS = 128  # a reply at the schema's bounds has about 120
 REMINDER = "\nAnswer with the JSON object alone: situation, intents, look_for. Keep each short."
 CHUNK = 64
 
-EvidenceOf = Callable[[list[UserContext]], list[Sequence[str]]]
+EvidenceOf = Callable[[list[UserContext]], list[Sequence[Evidence]]]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class InstructReport:
 class ChunkWriter:
     """Writes chunks of instructions: prompts, model, check, second chance, plain fallback, one transaction.
 
-    evidence: the tools' sentences for a list of contexts, most important first, called once a chunk. clock: unix
+    evidence: what the tools say for a list of contexts, most important first, called once a chunk. clock: unix
     seconds, for Instruction.created. written, retried, replaced: counts over all chunks, as in InstructReport.
     """
 
@@ -124,7 +125,8 @@ class ChunkWriter:
     def write(self, contexts: Sequence[UserContext]) -> None:
         """Generates the instructions of these contexts and stores them. Raises GenrecError when the model cannot
         answer or the store cannot be written; nothing of the chunk is stored then."""
-        chats = ask(contexts, self.prompts, self.evidence)
+        said = consult(contexts, self.evidence)
+        chats = [self.prompts.chat(context, pieces) for context, pieces in zip(contexts, said, strict=True)]
         replies = self._replies(chats, MAX_TOKENS)
         parsed = [self._parse(reply) for reply in replies]
         again = [i for i, reply in enumerate(replies) if reply is not None and parsed[i] is None]
@@ -135,7 +137,8 @@ class ChunkWriter:
                 parsed[i] = self._parse(text)
         now = self.clock()
         self.store.put_many(
-            (*key(c), sign(i, c, self.prompts, self.model.name, now)) for c, i in zip(contexts, parsed, strict=True)
+            (*key(c), sign(i, c, self.prompts, self.model.name, now, pieces))
+            for c, i, pieces in zip(contexts, parsed, said, strict=True)
         )
         self.written += len(contexts)
         self.retried += len(again)
@@ -214,10 +217,9 @@ def stale(
     return [by_key[k] for k in store.stale(hashes)]
 
 
-def ask(contexts: Sequence[UserContext], prompts: PromptWriter, evidence: EvidenceOf | None) -> list[Chat]:
-    """One chat per context, with the tools' evidence."""
-    sentences = evidence(list(contexts)) if evidence else [()] * len(contexts)
-    return [prompts.chat(context, said) for context, said in zip(contexts, sentences, strict=True)]
+def consult(contexts: Sequence[UserContext], evidence: EvidenceOf | None) -> list[Sequence[Evidence]]:
+    """What the tools say of each context; nothing where none are asked."""
+    return evidence(list(contexts)) if evidence else [()] * len(contexts)
 
 
 def reminded(chat: Chat) -> Chat:
@@ -225,9 +227,16 @@ def reminded(chat: Chat) -> Chat:
     return [*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + REMINDER}]
 
 
-def sign(reply: Instruction | None, context: UserContext, prompts: PromptWriter, model: str, now: float) -> Instruction:
+def sign(
+    reply: Instruction | None,
+    context: UserContext,
+    prompts: PromptWriter,
+    model: str,
+    now: float,
+    evidence: Sequence[Evidence] = (),
+) -> Instruction:
     """The instruction as it is stored, with its provenance; the plain one in place of a reply that is None."""
-    written = plain_instruction(context, prompts) if reply is None else replace(reply, model=model)
+    written = plain_instruction(context, prompts, evidence) if reply is None else replace(reply, model=model)
     return replace(
         written,
         prompt_version=prompts.template.version,
@@ -238,12 +247,17 @@ def sign(reply: Instruction | None, context: UserContext, prompts: PromptWriter,
 
 
 def tool_evidence(bundle: Bundle) -> EvidenceOf:
-    """The sentences of a bundle's tools, those with the greatest weight in the floors' fusion first."""
-    names = sorted(bundle.tools, key=lambda name: -bundle.fusion(HOME)["floors"].get(name, 0.0))
+    """What a bundle's tools say: first their fusion, then each one, those with the greatest weight in it first."""
+    weights = bundle.fusion(HOME)["floors"]
+    names = sorted(bundle.tools, key=lambda name: -weights.get(name, 0.0))
 
-    def evidence(contexts: list[UserContext]) -> list[Sequence[str]]:
-        said = [bundle.tools[name].retrieve(contexts, 5) for name in names]
-        return [[tool[i].sentence for tool in said if len(tool[i].items)] for i in range(len(contexts))]
+    def evidence(contexts: list[UserContext]) -> list[Sequence[Evidence]]:
+        scores = {name: bundle.tools[name].score_all(contexts) for name in names}
+        together = as_evidence(bundle.dataset.catalog, *best_of(scores, weights, contexts, PROPOSED))
+        return [
+            [together[b], *(bundle.tools[name].evidence(context, scores[name][b], PROPOSED) for name in names)]
+            for b, context in enumerate(contexts)
+        ]
 
     return evidence
 

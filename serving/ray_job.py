@@ -42,8 +42,8 @@ from serving.instruct import (
     MAX_TOKENS,
     EvidenceOf,
     InstructReport,
-    ask,
     check_contexts,
+    consult,
     key,
     reminded,
     sign,
@@ -241,7 +241,9 @@ def ray_instruct(
     def keep(found: dict[Key, Instruction | None]) -> None:
         nonlocal written, replaced
         signed = clock()
-        store.put_many((*k, sign(i, todo[k], prompts, engine.name, signed)) for k, i in found.items())
+        plain = [todo[k] for k, instruction in found.items() if instruction is None]
+        said = {key(c): pieces for c, pieces in zip(plain, consult(plain, evidence), strict=True)}
+        store.put_many((*k, sign(i, todo[k], prompts, engine.name, signed, said.get(k, ()))) for k, i in found.items())
         written += len(found)
         replaced += sum(i is None for i in found.values())
         report(now().line())
@@ -298,7 +300,8 @@ def _write_shards(
     contexts = list(waiting.values())
     for start in range(0, len(contexts), shard):
         part = contexts[start : start + shard]
-        chats = ask(part, prompts, evidence)
+        said = consult(part, evidence)
+        chats = [prompts.chat(context, pieces) for context, pieces in zip(part, said, strict=True)]
         chats = [reminded(chat) for chat in chats] if again else chats
         rows = []
         for context, chat, ids in zip(part, chats, engine.tokens(chats, max_tokens), strict=True):
@@ -397,7 +400,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--store", default=os.environ.get("GENREC_STORE") or None, help="as for genrec instruct")
     parser.add_argument("--users", type=int, help="the first N users (default: all)")
     parser.add_argument("--scenario", default="home", help="what for (default: %(default)s)")
-    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v1)")
+    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v2)")
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="vllm", help="default: %(default)s")
     parser.add_argument(
         "--model", help="a folder that all workers can read, or a hub name (default: the packaged model)"
@@ -411,7 +414,7 @@ def main(argv: list[str] | None = None) -> int:
         from genrec.recommender import Recommender
 
         recommender = Recommender.load(args.bundle, args.store)
-        bundle, template = recommender.bundle, prompts.load(args.prompt or prompt_of(args.model) or "intent_v1")
+        bundle, template = recommender.bundle, prompts.load(args.prompt or prompt_of(args.model) or "intent_v2")
         users = bundle.dataset.sequences.users[: args.users]
         asked = [recommender.context(user=user, scenario=args.scenario) for user in users]
         engine = _engine(args)

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 HOUR, DAY = 3600.0, 86400.0
 BYTES_PER_TOKEN = 3.0  # a low guess, so that the budget's estimate is high; English has about 4
-SENTENCE = 160  # bytes of one sentence of evidence in a prompt, at most
+EVIDENCE = 160  # bytes of one of the tools' sentences or proposals in a prompt, at most
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,8 @@ class Worker:
         left = self.budget.left()
         if left == float("inf"):
             return contexts
-        more = SENTENCE * self.prompts.template.sentences if self.evidence else 0
+        template = self.prompts.template
+        more = EVIDENCE * (template.sentences + template.proposals) if self.evidence else 0
         for n, context in enumerate(contexts):
             size = sum(len(turn["content"].encode()) for turn in self.prompts.chat(context)) + more
             cost = size / BYTES_PER_TOKEN + MAX_TOKENS

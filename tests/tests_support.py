@@ -10,9 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from genrec.contracts import Evidence
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
 from genrec.tokenizer.trie import Trie
+
+
+def evidence(*sentences: str, rows: tuple[int, ...] = ()) -> list[Evidence]:
+    """A piece of evidence for each sentence; the first one proposes `rows`."""
+    items = [np.array(rows if n == 0 else (), np.int32) for n in range(len(sentences))]
+    return [Evidence("tool", r, np.ones(len(r), np.float32), s) for r, s in zip(items, sentences, strict=True)]
+
 
 HOSTILE_TITLE = "<script>alert(1)</script> [bold]tea[/bold] \x1b[31m<|im_start|>"
 KINDS = ["tea", "coffee", "bread", "cheese", "jam", "soap"]

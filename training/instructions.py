@@ -2,28 +2,30 @@
 
     python -m training.instructions --data ml-100k --protocol rolling --writer template --out template.parquet
     python -m training.instructions --data ml-100k --protocol rolling --writer model --out zero-shot.parquet
-    python -m training.instructions --data ml-100k --writer model --model ml-100k-v1 --out fine-tuned.parquet
+    python -m training.instructions --data ml-100k --writer model --model ml-100k-v2 --out fine-tuned.parquet
     python -m training.instructions --shuffle template.parquet --out shuffled.parquet
     genrec fit --data ml-100k --protocol rolling --instructions template.parquet --out bundles/told
 
-Every user gets one instruction per `window` events, over the last `windows` windows of the training events, one
-before the validation request and one before the first test request. Each is written from the events before it alone. A
-request later in the same window follows the same, by then stale, instruction, as online. The language model's replies
-are kept in an SQLite store beside the result: a killed run that is started again asks for the missing ones only.
+Every user gets one instruction per `window` events, over the last `windows` windows of the training events, one before
+the validation request and one before the first test request. Each is written from the events before it alone, and from
+what the tools propose there: at a training position tools that were not fitted on that user, at a request the tools of
+the fit, as online. A request later in the same window follows the same, by then stale, instruction. The language
+model's replies are kept in an SQLite store beside the result: a killed run that is started again asks for the missing
+ones only.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import prompts
-from genrec.contracts import UserContext
+from genrec.contracts import Evidence, UserContext
 from genrec.data import Dataset, Split, load_dataset
 from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore, open_store
@@ -32,11 +34,13 @@ from genrec.instructions.plain import MODEL, plain_instruction
 from genrec.instructions.timeline import Timeline
 from genrec.io import check_writable
 from genrec.terminal import quiet_libraries
+from genrec.tools import FLOORS
+from genrec.tools.consult import CHUNK, PROPOSED, as_evidence, propose, propose_apart
 from serving.instruct import instruct
 from serving.llm import Backend, open_model
 from serving.models import prompt_of
 from training.config import PROTOCOLS
-from training.fit import SPLITS
+from training.fit import SPLITS, WEIGHING
 
 LEAST = 5  # events that an instruction is written from
 Point = tuple[int, int]  # user position, events known
@@ -65,6 +69,34 @@ def context_at(dataset: Dataset, point: Point) -> UserContext:
     return replace(context, user=f"{dataset.sequences.users[user]}@{events}")
 
 
+def evidence_at(dataset: Dataset, split: Split, asked: list[Point], seed: int = 0) -> list[Sequence[Evidence]]:
+    """What the tools together propose at each point, before it.
+
+    At training positions the tools were not fitted on the user; at validation and test requests they are those of a
+    fit, with the weights that it chooses. Deterministic in seed, which deals the users into folds.
+    """
+    from training.evaluate import floor_weights
+
+    train, catalog = split.train, dataset.catalog
+    tools = {name: tool().fit(train, catalog) for name, tool in FLOORS.items()}
+    weights = floor_weights(tools, split.validation.sample(WEIGHING, seed=2))
+    kinds = {name: FLOORS[name] for name, w in weights.items() if w}
+    rows = np.full((len(asked), PROPOSED), -1, np.int32)
+    sums = np.full((len(asked), PROPOSED), -np.inf, np.float32)
+    users, events = (np.array(column, np.int64) for column in zip(*asked, strict=True))
+    early = np.flatnonzero(events < train.lengths[users])
+    late = np.flatnonzero(events >= train.lengths[users])
+
+    def context(position: int) -> UserContext:
+        return context_at(dataset, asked[early[position]])
+
+    rows[early], sums[early] = propose_apart(train, catalog, kinds, weights, users[early], context, PROPOSED, seed=seed)
+    for start in range(0, len(late), CHUNK):
+        at = late[start : start + CHUNK]
+        rows[at], sums[at] = propose(tools, weights, [context_at(dataset, asked[i]) for i in at], PROPOSED)
+    return [[piece] for piece in as_evidence(catalog, rows, sums)]
+
+
 def write(
     dataset: Dataset,
     asked: list[Point],
@@ -72,19 +104,31 @@ def write(
     model: Backend | None,
     store: InstructionStore | None,
     report: Callable[[str], None] = print,
+    evidence: Sequence[Sequence[Evidence]] | None = None,
 ) -> Timeline:
     """The timeline of these points: by the template where there is no model, else by the batch job into `store`.
 
-    Points whose history says nothing (no title, no category) are left out.
+    evidence: what the tools say at each point (default: nothing). Points whose history says nothing (no title, no
+    category) are left out.
     """
     template = prompts.load(prompt)
     contexts = [context_at(dataset, p) for p in asked]
     able = [(p, c) for p, c in zip(asked, contexts, strict=True) if has_content(c)]
+    said = {c.user: e for c, e in zip(contexts, evidence or [()] * len(asked), strict=True)}
     if model is None or store is None:
         writer = PromptWriter(dataset.catalog, template)
-        written = [plain_instruction(c, writer) for _, c in able]
+        written = [plain_instruction(c, writer, said[c.user]) for _, c in able]
     else:
-        instruct([c for _, c in able], dataset.catalog, model, template, store, report=report)
+        told = [c for _, c in able]
+        instruct(
+            told,
+            dataset.catalog,
+            model,
+            template,
+            store,
+            evidence=lambda some: [said[c.user] for c in some],
+            report=report,
+        )
         written = [i for _, c in able if (i := store.get(c.user or "", c.scenario)) is not None]
     users = tuple(dataset.sequences.users[u] for (u, _), _ in able)
     events = np.array([n for (_, n), _ in able], np.int64)
@@ -101,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", default="ml-100k", help="as for genrec fit (default: %(default)s)")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="rolling", help="the split (default: %(default)s)")
     parser.add_argument("--writer", choices=("template", "model"), default="template", help="who writes")
-    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v1)")
+    parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v2)")
     parser.add_argument("--backend", default="auto", help="of the model (default: %(default)s)")
     parser.add_argument("--model", help="a folder, adapter or hub name (default: the packaged model)")
     parser.add_argument("--window", type=int, default=10, help="events that follow one instruction")
@@ -118,17 +162,19 @@ def main(argv: list[str] | None = None) -> int:
         if args.shuffle:
             timeline = Timeline.load(args.shuffle).shuffled(args.seed)
         else:
-            prompt = args.prompt or prompt_of(args.model) or "intent_v1"
+            prompt = args.prompt or prompt_of(args.model) or "intent_v2"
             dataset = load_dataset(args.data)
-            asked = points(SPLITS[args.protocol](dataset), args.window, args.windows)
+            split = SPLITS[args.protocol](dataset)
+            asked = points(split, args.window, args.windows)
             sys.stderr.write(f"{len(asked):,} instructions for {len(dataset.sequences):,} users\n")
+            said = evidence_at(dataset, split, asked) if prompts.load(prompt).proposals else None
             if args.writer == MODEL:
-                timeline = write(dataset, asked, prompt, None, None)
+                timeline = write(dataset, asked, prompt, None, None, evidence=said)
             else:
-                engine = open_model(args.backend, args.model, report=_say)
+                engine = open_model(args.backend, args.model, report=_say, texts=len(asked))
                 try:
                     with open_store(args.out.with_suffix(".sqlite")) as store:
-                        timeline = write(dataset, asked, prompt, engine, store, _say)
+                        timeline = write(dataset, asked, prompt, engine, store, _say, said)
                 finally:
                     engine.close()
         timeline.save(args.out)

@@ -1,6 +1,6 @@
 """How good the thinkers' texts are, each writer at the same points: the validation request of every user.
 
-    python -m training.quality --data ml-100k --writers template values packaged ml-100k-v1 \\
+    python -m training.quality --data ml-100k --writers template values packaged ml-100k-v2 \\
         --out docs/results/instruction-text
 
 A writer is `template` (no model), `values` (the template, and after it the newest item's year, brand and the like: what
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import prompts
-from genrec.contracts import Instruction, UserContext
+from genrec.contracts import Evidence, Instruction, UserContext
 from genrec.data import Dataset, EvalSet, load_dataset
 from genrec.errors import GenrecError
 from genrec.evaluation.intervals import bootstrap, paired
@@ -38,10 +38,12 @@ from serving.instruct import MAX_TOKENS
 from serving.llm import Backend, open_model
 from serving.models import prompt_of
 from training.config import PROTOCOLS
+from training.instructions import evidence_at
 
 PACKAGED, VALUES = "packaged", "values"
 CHUNK = 64
 Say = Callable[[str], None]
+Findings = Sequence[Sequence[Evidence]]  # what the tools say at each point
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,18 @@ class Written:
     free: np.ndarray
 
 
-def write_template(dataset: Dataset, contexts: list[UserContext]) -> Written:
+def write_template(dataset: Dataset, contexts: list[UserContext], evidence: Findings) -> Written:
     """The instructions without a model, as the fallback of the batch job writes them."""
-    writer = PromptWriter(dataset.catalog, prompts.load("intent_v1"))
-    shown = [writer.chat(context)[-1]["content"] for context in contexts]
-    said = [plain_instruction(context, writer) for context in contexts]
-    return Written(MODEL, said, shown, np.ones(len(contexts)), np.zeros(0))
+    writer = PromptWriter(dataset.catalog, prompts.load("intent_v2"))
+    asked = list(zip(contexts, evidence, strict=True))
+    shown = [writer.chat(context, said)[-1]["content"] for context, said in asked]
+    written = [plain_instruction(context, writer, said) for context, said in asked]
+    return Written(MODEL, written, shown, np.ones(len(contexts)), np.zeros(0))
 
 
-def write_values(dataset: Dataset, contexts: list[UserContext]) -> Written:
+def write_values(dataset: Dataset, contexts: list[UserContext], evidence: Findings) -> Written:
     """The template's look_for, and after it the values of the newest item's fields."""
-    plain, columns = write_template(dataset, contexts), Attributes(dataset.catalog).values.values()
+    plain, columns = write_template(dataset, contexts, evidence), Attributes(dataset.catalog).values.values()
     said = []
     for instruction, context in zip(plain.instructions, contexts, strict=True):
         newest = [column[row] for column in columns for row in context.history[-1:] if column[row]]
@@ -77,6 +80,7 @@ def write_values(dataset: Dataset, contexts: list[UserContext]) -> Written:
 def write_model(
     dataset: Dataset,
     contexts: list[UserContext],
+    evidence: Findings,
     model: str | None,
     free: int,
     work: Path,
@@ -84,12 +88,17 @@ def write_model(
     say: Say,
 ) -> Written:
     """A model's first reply at each point, held to the schema; and at the first `free` points without a grammar."""
-    template = prompts.load(prompt_of(model) or "intent_v1")
+    template = prompts.load(prompt_of(model) or "intent_v2")
     writer = PromptWriter(dataset.catalog, template)
-    chats = [writer.chat(context) for context in contexts]
+    chats = [writer.chat(context, said) for context, said in zip(contexts, evidence, strict=True)]
     path = work / f"{Path(model or PACKAGED).name}.json"
     kept = read_json(path) if path.exists() else {}
-    identity = {"prompt": template.version, "points": [c.user for c in contexts], "free": free}
+    identity = {
+        "prompt": template.version,
+        "max_tokens": MAX_TOKENS,
+        "points": [c.user for c in contexts],
+        "free": free,
+    }
     if kept.get("identity") != identity:
         kept = {"identity": identity, "model": "", "replies": [], "freely": []}
     if len(kept["replies"]) < len(chats) or len(kept["freely"]) < free:
@@ -108,7 +117,7 @@ def write_model(
     freely = [parse(text, template.schema) is not None for text in kept["freely"]]
     return Written(
         kept["model"],
-        [p or plain_instruction(c, writer) for p, c in zip(parsed, contexts, strict=True)],
+        [p or plain_instruction(c, writer, e) for p, c, e in zip(parsed, contexts, evidence, strict=True)],
         [chat[-1]["content"] for chat in chats],
         np.array([p is not None for p in parsed], float),
         np.array(freely, float),
@@ -220,14 +229,15 @@ def _run(args: argparse.Namespace, command: str) -> None:
     clock = time.perf_counter()
     about = provenance("", {"sample and shuffle": 0}, 0.0, command)
     dataset = load_dataset(args.data)
-    requests = SPLITS[args.protocol](dataset).validation
-    if args.users:
-        requests = requests.sample(args.users, seed=0)
+    split = SPLITS[args.protocol](dataset)
+    requests = split.validation.sample(args.users, seed=0) if args.users else split.validation
+    asked = [(int(u), len(c.history)) for u, c in zip(requests.users, requests.contexts, strict=True)]
+    evidence = evidence_at(dataset, split, asked)
     work = args.out.with_name(args.out.name + ".work")
     written = []
     for name in args.writers:
         if name in (MODEL, VALUES):
-            written.append((write_template if name == MODEL else write_values)(dataset, requests.contexts))
+            written.append((write_template if name == MODEL else write_values)(dataset, requests.contexts, evidence))
             continue
         model = None if name == PACKAGED else name
 
@@ -235,7 +245,7 @@ def _run(args: argparse.Namespace, command: str) -> None:
             return open_model(args.backend, model, report=_say)
 
         free = min(args.free, len(requests.contexts))
-        written.append(write_model(dataset, requests.contexts, model, free, work, start, _say))
+        written.append(write_model(dataset, requests.contexts, evidence, model, free, work, start, _say))
     report = measure(dataset, requests, written, TextEmbedder())
     about |= {
         "protocol": f"the validation requests of {args.protocol}; {quality.RETRIEVED} items retrieved, "

@@ -1,8 +1,8 @@
 """Fine-tunes the thinker: TRL's SFTTrainer with a peft LoRA, on what users really chose next.
 
-    python -m training.thinker --data ml-100k --out serving/adapters/ml-100k-v1
-    python -m training.instructions --data ml-100k --writer model --model serving/adapters/ml-100k-v1 \\
-        --prompt intent_tuned_v1 --out tuned.parquet
+    python -m training.thinker --data ml-100k --out serving/adapters/ml-100k-v2
+    python -m training.instructions --data ml-100k --writer model --model serving/adapters/ml-100k-v2 \\
+        --prompt intent_tuned_v2 --out tuned.parquet
 
 An example is a training position: the prompt is what the thinker would have been told there, written by the same
 PromptWriter and chat template as at use; the reply is the next `horizon` items in words (genrec.instructions.targets).
@@ -39,7 +39,7 @@ from genrec.data import Dataset, Split, load_dataset
 from genrec.errors import GenrecError, missing_package
 from genrec.evaluation.report import provenance
 from genrec.instructions.context import Chat, PromptWriter
-from genrec.instructions.targets import target
+from genrec.instructions.targets import target, titles_of
 from genrec.io import read_json, sha256, write_json
 from serving.models import ABOUT, find_model, quiet_transformers, whole_folder
 from training.config import PROTOCOLS
@@ -63,7 +63,7 @@ class ThinkerConfig:
     protocol: str = field(
         default="rolling", metadata={"help": "the split; rolling holds out most", "choices": PROTOCOLS}
     )
-    prompt: str = field(default="intent_tuned_v1", metadata={"help": "see python -m prompts"})
+    prompt: str = field(default="intent_tuned_v2", metadata={"help": "see python -m prompts"})
     model: str = field(default="", metadata={"help": "what to adapt: a folder or hub name (none: the packaged model)"})
     later: int = field(
         default=30, metadata={"help": "last training events of each user kept from the thinker, for the generator"}
@@ -124,16 +124,21 @@ def positions(split: Split, config: ThinkerConfig) -> tuple[list[tuple[int, int]
 
 
 def examples(dataset: Dataset, split: Split, points: list[tuple[int, int]], config: ThinkerConfig) -> list[Example]:
-    """Prompt and reply at each position; positions whose next items have no label are left out."""
+    """Prompt and reply at each position; positions whose next items have no label are left out. What the tools propose
+    there comes from tools that were not fitted on the user."""
+    from training.instructions import evidence_at
+
     template = prompts.load(config.prompt)
     writer = PromptWriter(dataset.catalog, template)
     found = []
-    for u, n in points:
+    said = evidence_at(dataset, split, points, config.seed) if template.proposals else [()] * len(points)
+    for (u, n), evidence in zip(points, said, strict=True):
         context = split.train.context(u, n)
         start = int(split.train.offsets[u]) + n
         following = split.train.items[start : start + config.horizon].tolist()
-        chat = writer.chat(context)
-        wanted = target(context, following, chat[-1]["content"], writer.attributes, template.schema)
+        chat = writer.chat(context, evidence)
+        titles = titles_of(writer.proposed(evidence), following, dataset.catalog)
+        wanted = target(context, following, chat[-1]["content"], writer.attributes, template.schema, titles)
         if wanted is not None:
             reply = {"situation": wanted.situation, "intents": list(wanted.intents), "look_for": wanted.look_for}
             text = json.dumps(reply, separators=(",", ":"), ensure_ascii=False)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from genrec.contracts import UserContext
+from genrec.contracts import Evidence, UserContext
 from genrec.instructions.attributes import Attributes
 from genrec.instructions.profile import profile_line, time_line
 from genrec.instructions.text import clean
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, str]]
 
-# What a template may ask for. history: titles alone; items: titles with their labels.
-FIELDS = ("scenario", "time", "profile", "history", "items", "kinds", "trigger", "query", "evidence")
+# What a template may ask for. history: titles alone; items: titles with their labels; evidence: the tools' sentences;
+# proposals: what the first piece of evidence proposes, titles with their labels.
+FIELDS = ("scenario", "time", "profile", "history", "items", "kinds", "trigger", "query", "evidence", "proposals")
 RECENCY = 0.9  # a category's weight per step back in the history
 TITLE_BYTES, QUERY_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 160, 40
 LABELS_BYTES, PROFILE_BYTES = 80, 320  # the labels of one item; the profile line
@@ -51,6 +52,11 @@ class Template(Protocol):
     @property
     def sentences(self) -> int:
         """How many of the tools' sentences the prompt shows."""
+        ...
+
+    @property
+    def proposals(self) -> int:
+        """How many of the tools' proposals the prompt shows."""
         ...
 
     @property
@@ -116,12 +122,17 @@ class PromptWriter:
         cleaned = dict.fromkeys(clean(label, KIND_BYTES).replace(",", " ") for label in best)
         return [label for label in cleaned if any(c.isalnum() for c in label)][:n]
 
-    def chat(self, context: UserContext, evidence: Sequence[str] = ()) -> Chat:
-        """The chat for one context. evidence: the tools' sentences, most important first.
+    def proposed(self, evidence: Sequence[Evidence]) -> list[int]:
+        """The rows of the tools' proposals that the prompt shows, best first: those of the first piece of evidence."""
+        return [int(row) for row in evidence[0].items[: self.template.proposals]] if evidence else []
+
+    def chat(self, context: UserContext, evidence: Sequence[Evidence] = ()) -> Chat:
+        """The chat for one context. evidence: what the tools say, most important first.
 
         Every title, label, query, attribute and sentence is cleaned and bounded, so the whole prompt is: at most
-        80 x (template.recent + 1) + 160 x (template.sentences + 2) bytes, twice 80 for each of `recent` where titles
-        come with their labels, and 320 for a profile, with some marks, beyond the template itself.
+        80 x (template.recent + 1) + 160 x (template.sentences + template.proposals + 2) bytes, twice 80 for each of
+        `recent` where titles come with their labels, and 320 for a profile, with some marks, beyond the template
+        itself.
         """
 
         def quoted(text: str, limit: int) -> str:
@@ -133,7 +144,8 @@ class PromptWriter:
 
         asked = self.template.asks
         recent = context.history[-self.template.recent :] if self.template.recent else ()
-        known = (clean(sentence, SENTENCE_BYTES) for sentence in evidence[: self.template.sentences])
+        said = [piece.sentence for piece in evidence if piece.sentence]
+        known = (clean(sentence, SENTENCE_BYTES) for sentence in said[: self.template.sentences])
         return self.template.fill(
             {
                 "scenario": clean(context.scenario, KIND_BYTES),
@@ -145,5 +157,6 @@ class PromptWriter:
                 "trigger": "" if context.trigger is None else quoted(self.catalog.title(context.trigger), TITLE_BYTES),
                 "query": quoted(context.query, QUERY_BYTES) if context.query else "",
                 "evidence": " ".join(known),
+                "proposals": "; ".join(map(described, self.proposed(evidence))) if "proposals" in asked else "",
             }
         )

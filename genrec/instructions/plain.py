@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genrec.contracts import Instruction, UserContext
+from genrec.contracts import Evidence, Instruction, UserContext
 from genrec.instructions.context import PromptWriter
+from genrec.instructions.targets import titles_of
 from genrec.instructions.text import clean
 
 MODEL = "template"  # what `Instruction.model` says for these
 
 
-def plain_instruction(context: UserContext, writer: PromptWriter) -> Instruction:
-    """The kinds of the context (see PromptWriter.kinds), or where there are none its newest title or query.
+def plain_instruction(context: UserContext, writer: PromptWriter, evidence: Sequence[Evidence] = ()) -> Instruction:
+    """The kinds of the context (see PromptWriter.kinds), or where there are none its newest title or query; look_for
+    names the tools' best proposals before them, where the prompt shows proposals and no query was typed.
 
     Deterministic; always follows the template's schema. model is "template"; the other provenance is left empty.
     Raises ValueError for a context without history, trigger, query and attributes.
@@ -31,7 +33,8 @@ def plain_instruction(context: UserContext, writer: PromptWriter) -> Instruction
         subject = f"items for {', '.join(value for _, value in context.attributes)}"
     else:
         raise ValueError("nothing to write from: no history, no trigger, no query and no attributes")
-    look_for = context.query if context.query else subject
+    titles = titles_of(writer.proposed(evidence), (), writer.catalog)
+    look_for = context.query if context.query else "; ".join([*titles, subject])
     return Instruction(
         situation=_bounded(f"lately chose {subject}" if context.history else subject, bounds["situation"]),
         intents=tuple(dict.fromkeys(_bounded(kind, bounds["intents"]["items"]) for kind in kinds or [subject])),

@@ -3,7 +3,9 @@
 OxygenREC trains its small thinker on rationales of large models (1.4); none is at hand here, so the observed future is
 the teacher, and how it is put into words is ours. Situation: what the user chose mostly and lately, from the history.
 Intents and look_for: the labels of the next items, the nearest and the rarest first. Labels that the prompt does not
-show are left out where others remain, because a model that is taught to name them learns to guess.
+show are left out where others remain, because a model that is taught to name them learns to guess. Where the prompt
+shows what the tools propose, look_for begins with titles out of those: what is chosen next first, then the best ones.
+So it learns to repeat the tools, but for what this user is likelier to want.
 """
 
 from __future__ import annotations
@@ -14,20 +16,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrec.contracts import Instruction, UserContext
+from genrec.data.dataset import Catalog
 from genrec.instructions.attributes import Attributes
 from genrec.instructions.text import clean
 
 NEAR = 0.8  # weight of a next item against the one before it
+TITLES, TITLE_BYTES = 3, 40  # proposals that look_for names, and how much of each title
 KINDS = 3  # most kinds that look_for names; beside them it names the first value of each field (year, brand)
 
 
 def target(
-    context: UserContext, following: Sequence[int], prompt: str, attributes: Attributes, schema: Mapping[str, Any]
+    context: UserContext,
+    following: Sequence[int],
+    prompt: str,
+    attributes: Attributes,
+    schema: Mapping[str, Any],
+    titles: Sequence[str] = (),
 ) -> Instruction | None:
     """The instruction that would have been right, or None where the next items have no label.
 
     context: the request. following: the rows chosen next, nearest first. prompt: the text that the model sees (the
-    last turn), for what it can know. schema: of the reply; its bounds hold. Deterministic.
+    last turn), for what it can know. schema: of the reply; its bounds hold. titles: as `titles_of` gives.
+    Deterministic.
     """
     kinds, values = _weigh(following, attributes)
     kinds = ([kind for kind in kinds if _shown(kind, prompt)] or kinds)[:KINDS]
@@ -37,7 +47,7 @@ def target(
     bounds = schema["properties"]
     recent = {label for row in context.history[-KINDS:] for label in attributes.labels[row]}
     intents = [f"{'more' if label in recent else 'back to'} {label}" for label in kinds or chosen]
-    look_for, most = chosen[0], bounds["look_for"]["maxLength"]
+    look_for, most = "; ".join([*titles, chosen[0]]), bounds["look_for"]["maxLength"]
     for label in chosen[1:]:
         look_for += f", {label}" if len(f"{look_for}, {label}") < most else ""
     return Instruction(
@@ -45,6 +55,13 @@ def target(
         intents=tuple(_cut(i, bounds["intents"]["items"]) for i in intents[: bounds["intents"]["maxItems"]]),
         look_for=_cut(look_for, bounds["look_for"]),
     )
+
+
+def titles_of(proposals: Sequence[int], following: Sequence[int], catalog: Catalog) -> list[str]:
+    """The titles that look_for names: of these proposals those that are chosen next, in that order, then the best."""
+    best = dict.fromkeys([row for row in following if row in set(proposals)] + list(proposals))
+    named = dict.fromkeys(clean(catalog.title(row), TITLE_BYTES).replace(";", ",") for row in best)
+    return [title for title in named if any(c.isalnum() for c in title)][:TITLES]
 
 
 def _shown(label: str, prompt: str) -> bool:

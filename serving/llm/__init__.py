@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+WORTH_COMPILING = 1500  # texts: what the minute of compiling is worth at the measured speeds, and some more
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -46,13 +48,15 @@ def open_model(
     report: Callable[[str], None] = logger.info,
     endpoint: str | None = None,
     concurrency: int = CONCURRENCY,
+    texts: int = 0,
 ) -> Backend:
     """A ready backend.
 
     backend: "auto" (vllm where it is installed, else transformers), "vllm" or "transformers". model: None for the
     packaged one, a folder, or a hub name. dtype: "auto" (see choose_dtype), "float32" or "bfloat16". report is told
     what was chosen and why. endpoint: the URL of a server, in place of a model of our own; model is then its name
-    there, and at most `concurrency` requests are under way at once.
+    there, and at most `concurrency` requests are under way at once. texts: about how many will be asked for; from
+    WORTH_COMPILING on vLLM is compiled first where it runs on a CPU and there is a C++ compiler.
     Raises GenrecError for anything else, a missing package, an engine that fails to start or a server that is down.
     """
     if endpoint is not None:
@@ -70,7 +74,12 @@ def open_model(
     reason = {"auto": "vllm is installed" if installed else "vllm is not installed"}.get(backend, "asked for")
     number, why = choose_dtype(dtype)
     report(f"language model backend: {name} ({reason}), {number} ({why})")
-    return (VLLM if name == "vllm" else Transformers)(model, number)
+    if name == "transformers":
+        return Transformers(model, number)
+    compiled = texts >= WORTH_COMPILING and shutil.which("g++") is not None
+    if compiled:
+        report(f"language model backend: compiled first for {texts:,} texts; this takes about a minute")
+    return VLLM(model, number, compiled)
 
 
 def choose_dtype(dtype: str = "auto", cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, str]:

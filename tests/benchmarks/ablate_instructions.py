@@ -30,16 +30,17 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from arms import Arm, finished
 
 from genrec.bundle import Bundle
+from genrec.contracts import HOME
 from genrec.data import EvalSet, Split
 from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
-from genrec.evaluation.protocol import Ranked
+from genrec.evaluation.protocol import Ranked, rank_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
 from genrec.generator.batches import TrainingData
 from genrec.generator.model import GeneratorModel
 from genrec.io import read_json, write_json
 from training.config import FitConfig
-from training.evaluate import ALONE_ROW, FUSED_ROW, chunks, fused_weights, instruction_vectors, rank_systems
+from training.evaluate import chunks, fused_weights, instruction_vectors, shortlists
 from training.fit import SPLITS
 
 RECENT, RETRIEVED, HISTORY = 20, 30, 200
@@ -63,17 +64,21 @@ class InstructionArm(Arm):
         floors = read_json(self.work / "floors.json")["floors"]
         sample = self.split.validation.sample(8000, seed=2)
         fused = fused_weights(self.parts(), sample, floors)
-        write_json(self.folder / "fusion.json", {"home": {"floors": floors, "fused": fused}})
+        write_json(self.folder / "fusion.json", {HOME: {"floors": floors, "fused": fused}})
         return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
 
     def make_report(self) -> str:
         """Ranks and lists of the test requests, for the table over all arms."""
-        found = {r.system: r for r in rank_systems(self.parts(), self.split.test)}
-        folder = self.folder / "report"
-        for name, system in (("alone", ALONE_ROW), ("fused", FUSED_ROW)):
-            np.save(folder / f"{name}-ranks.npy", found[system].ranks)
-            np.save(folder / f"{name}-lists.npy", found[system].lists)
-        return f"test NDCG@10 {ndcg(found[ALONE_ROW].ranks, 10).mean():.4f}"
+        parts, folder = self.parts(), self.folder / "report"
+        weights, found = parts.fusion(HOME), {"alone": [], "fused": []}
+        for piece, shortlist in shortlists(parts, self.split.test, weights["floors"]):
+            served = np.take_along_axis(shortlist.rows, shortlist.order(weights["fused"]), 1)
+            for name, ranked in (("alone", shortlist.beam), ("fused", served)):
+                found[name].append(rank_lists(name, ranked, piece))
+        for name, pieces in found.items():
+            np.save(folder / f"{name}-ranks.npy", np.concatenate([r.ranks for r in pieces]))
+            np.save(folder / f"{name}-lists.npy", np.concatenate([r.lists for r in pieces]))
+        return f"test NDCG@10 {ndcg(np.load(folder / 'alone-ranks.npy'), 10).mean():.4f}"
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -90,6 +95,7 @@ def fit(args: argparse.Namespace) -> None:
                     out=args.work / f"{arm}.{memory}.{seed}",
                     protocol=args.protocol,
                     epochs=args.epochs,
+                    d_model=args.d_model,
                     seed=seed,
                     instructions=timelines.get(arm, ""),
                     **MEMORY[memory],
@@ -180,6 +186,7 @@ def main() -> int:
     one.add_argument("--data", required=True)
     one.add_argument("--protocol", default="rolling")
     one.add_argument("--epochs", type=int, default=8)
+    one.add_argument("--d-model", type=int, default=128)
     one.add_argument("--timeline", action="append", default=[], metavar="NAME=FILE")
     one.add_argument("--arms", nargs="+", help="some of them (default: all)")
     one.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY))

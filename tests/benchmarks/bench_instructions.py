@@ -77,7 +77,11 @@ def engine(args: argparse.Namespace) -> None:
     chats = chats_of(args.data, WARM_UP + args.batch * args.rounds, template)
     if args.unshared:
         chats = numbered(chats)
-    model = VLLM(dtype=args.dtype) if args.engine == "vllm" else Transformers(dtype=args.dtype, batch=args.batch)
+    model = (
+        VLLM(dtype=args.dtype, compiled=args.compiled)
+        if args.engine == "vllm"
+        else Transformers(dtype=args.dtype, batch=args.batch)
+    )
     schema = dict(template.schema)
     model.generate(chats[:WARM_UP], schema, MAX_TOKENS)
     tokenizer = AutoTokenizer.from_pretrained(packaged_model())
@@ -132,10 +136,11 @@ def weights(path: Path) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="ml-100k")
-    parser.add_argument("--prompt", choices=prompts.names(), default="intent_v1")
+    parser.add_argument("--prompt", choices=prompts.names(), default="intent_v2")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of each engine, after the warm-up")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--compiled", action="store_true", help="vLLM as for many texts: compiled first")
     parser.add_argument("--out", type=Path, default=Path("instructions.json"))
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--unshared", action="store_true", help=argparse.SUPPRESS)
@@ -153,6 +158,7 @@ def main() -> None:
         "parameters": layers + outputs,
         "dtype": args.dtype,
         "batch": args.batch,
+        "compiled": args.compiled,
         "threads": torch.get_num_threads(),
         "matmul_flop_per_second": limits["matmul"],
         "read_bytes_per_second": limits["bandwidth"],
@@ -168,7 +174,7 @@ def main() -> None:
             settings = {"--engine": name, "--data": args.data, "--prompt": args.prompt, "--dtype": args.dtype}
             settings |= {"--batch": str(args.batch), "--rounds": str(args.rounds)}
             command = [sys.executable, __file__, *(x for pair in settings.items() for x in pair)]
-            command += [] if shared else ["--unshared"]
+            command += (["--compiled"] if args.compiled else []) + ([] if shared else ["--unshared"])
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")

@@ -93,7 +93,12 @@ def fit(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for arm in args.arms:
             config = FitConfig(
-                data=args.data, out=args.work / f"{arm}.{seed}", protocol=args.protocol, epochs=args.epochs, seed=seed
+                data=args.data,
+                out=args.work / f"{arm}.{seed}",
+                protocol=args.protocol,
+                epochs=args.epochs,
+                d_model=args.d_model,
+                seed=seed,
             )
             job = ScenarioArm(config, args.work / f"prepared.{seed}")
             job.scenario = arm
@@ -139,6 +144,7 @@ def main() -> int:
     one.add_argument("--data", required=True)
     one.add_argument("--protocol", default="rolling")
     one.add_argument("--epochs", type=int, default=16)
+    one.add_argument("--d-model", type=int, default=128)
     one.add_argument("--arms", nargs="+", choices=(UNIFIED, *SCENARIOS), default=(UNIFIED, *SCENARIOS))
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     one.add_argument("--work", type=Path, required=True)

@@ -5,7 +5,7 @@ import pytest
 import prompts
 from genrec.instructions.parse import LONGEST_REPLY, parse
 
-SCHEMA = prompts.load("intent_v1").schema
+SCHEMA = prompts.load("intent_v2").schema
 GOOD = {"situation": "likes films", "intents": ["more drama", "war films"], "look_for": "war dramas"}
 
 
@@ -49,7 +49,7 @@ def test_junk_around_the_object_does_not_matter(around: str) -> None:
         reply(intents=["a"] * 4),
         reply(intents="more drama"),
         reply(look_for=None),
-        reply(look_for="x" * 81),
+        reply(look_for="x" * 161),
         reply(situation=""),
         reply(look_for=" ,.; "),
         reply(intents=["  ", "--"]),

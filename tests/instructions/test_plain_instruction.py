@@ -9,7 +9,7 @@ from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
 from genrec.instructions import PromptWriter, parse, plain_instruction
 
-TEMPLATE = prompts.load("intent_v1")
+TEMPLATE = prompts.load("intent_v2")
 
 
 def writer(titles: list[str], categories: list[list[str]]) -> PromptWriter:

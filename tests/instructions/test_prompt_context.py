@@ -1,14 +1,16 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from tests_support import evidence
 
 import prompts
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
 from genrec.instructions.context import PromptWriter, context_hash, has_content
 
-TEMPLATE = prompts.load("intent_v1")
+TEMPLATE = prompts.load("intent_v2")
 
 
 def catalog(titles: list[str], categories: list[list[str]] | None = None) -> Catalog:
@@ -21,8 +23,8 @@ FILMS = catalog(
 )
 
 
-def last(context: UserContext, source: Catalog = FILMS, evidence: tuple[str, ...] = ()) -> str:
-    return PromptWriter(source, TEMPLATE).chat(context, evidence)[-1]["content"]
+def last(context: UserContext, source: Catalog = FILMS, proposed: tuple[int, ...] = ()) -> str:
+    return PromptWriter(source, TEMPLATE).chat(context, evidence("Said.", rows=proposed))[-1]["content"]
 
 
 def test_the_last_turn_holds_the_context_and_only_the_lines_that_say_something() -> None:
@@ -31,21 +33,36 @@ def test_the_last_turn_holds_the_context_and_only_the_lines_that_say_something()
         'Chosen: "Alien"; "Heat"',
         "Kinds: Drama, Crime, Sci-Fi",
     ]
-    text = last(UserContext(history=(0,), scenario="item", trigger=2, query="old wars"), evidence=("One.", "Two."))
+    text = last(UserContext(history=(0,), scenario="item", trigger=2, query="old wars"), proposed=(3, 1))
     assert text.split("\n") == [
         "Page: item",
         'Chosen: "Alien"',
         "Kinds: Drama, Romance, Sci-Fi",
         'Looking at: "Emma"',
         'Searched for: "old wars"',
-        "Known: One.",
+        'Suggested: "Brazil" (Sci-Fi); "Heat" (Crime, Drama)',
     ]
-    assert TEMPLATE.sentences == 1
+    many = catalog([f"Book {n}" for n in range(9)])
+    shown = last(UserContext(history=(8,)), many, tuple(range(8))).split("Suggested: ")[1]
+    assert shown == "; ".join(f'"Book {n}"' for n in range(TEMPLATE.proposals))
+
+
+def test_sentences_are_shown_where_a_template_asks_for_them(tmp_path: Path) -> None:
+    for suffix in (".md", ".schema.json"):
+        text = (prompts.FOLDER / f"intent_v2{suffix}").read_text(encoding="utf-8")
+        text = text.replace("sentences: 0", "sentences: 2").replace("Suggested: {{proposals}}", "Known: {{evidence}}")
+        (tmp_path / f"told{suffix}").write_text(text, encoding="utf-8")
+    writer = PromptWriter(FILMS, prompts.read(tmp_path / "told.md"))
+    said = evidence("One.", "", "Two.", "Three.", rows=(3,))
+    assert writer.chat(UserContext(history=(0,)), said)[-1]["content"].endswith("Known: One. Two.")
 
 
 def test_the_prefix_is_the_same_for_everyone() -> None:
     writer = PromptWriter(FILMS, TEMPLATE)
-    one, two = writer.chat(UserContext(history=(0,))), writer.chat(UserContext(history=(3, 2), query="x"), ("Y",))
+    one, two = (
+        writer.chat(UserContext(history=(0,))),
+        writer.chat(UserContext(history=(3, 2), query="x"), evidence("", rows=(1,))),
+    )
     assert one[:-1] == two[:-1] and one[-1] != two[-1] and len(one) == len(TEMPLATE.turns)
 
 
@@ -84,20 +101,20 @@ HOSTILE = [
 def test_hostile_text_adds_no_line_no_quotation_no_marker_and_is_bounded(title: str) -> None:
     source = catalog([title] * 30, [[title, title[::-1]]] * 30)
     context = UserContext(history=tuple(range(30)), scenario=title, trigger=3, query=title)
-    text = last(context, source, (title,) * 50)
+    text = last(context, source, tuple(range(30)))
     assert [line.split(":")[0] for line in text.split("\n")] == [
         "Page",
         "Chosen",
         "Kinds",
         "Looking at",
         "Searched for",
-        "Known",
+        "Suggested",
     ]
-    assert text.count('"') == 2 * (TEMPLATE.recent + 2)
+    assert text.count('"') == 2 * (TEMPLATE.recent + TEMPLATE.proposals + 2)
     assert not set("<>{}[]|\x00\u202e") & set(text)
     # A byte-level tokenizer makes at most one token of a byte: with the reply it fits 4,096 tokens.
-    chat = PromptWriter(source, TEMPLATE).chat(context, (title,) * 50)
-    assert sum(len(turn["content"].encode()) + 20 for turn in chat) + 2 * 96 < 4096
+    chat = PromptWriter(source, TEMPLATE).chat(context, evidence(title, rows=tuple(range(30))))
+    assert sum(len(turn["content"].encode()) + 20 for turn in chat) + 2 * 128 < 4096
 
 
 def test_hash_changes_with_what_an_instruction_is_written_from() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from tests_support import evidence
 
 import prompts
 from genrec.contracts import UserContext
@@ -26,44 +27,44 @@ def test_every_template_loads_and_fills(name: str) -> None:
     assert sum(len(turn["content"]) for turn in chat) < 1500  # short: a small model on a CPU reads it
 
 
-def test_load_is_cached_and_intent_v1_is_there() -> None:
-    assert prompts.load("intent_v1") is prompts.load("intent_v1")
+def test_load_is_cached_and_intent_v2_is_there() -> None:
+    assert prompts.load("intent_v2") is prompts.load("intent_v2")
 
 
 def test_unknown_prompt_lists_what_there_is() -> None:
-    with pytest.raises(GenrecError, match=r"unknown prompt '\.\./x'; there are: .*intent_v1"):
+    with pytest.raises(GenrecError, match=r"unknown prompt '\.\./x'; there are: .*intent_v2"):
         prompts.load("../x")
 
 
 def test_values_are_filled_in_once() -> None:
-    text = prompts.load("intent_v1").fill(EMPTY | {"history": "{{query}}", "query": "secret"})[-1]["content"]
+    text = prompts.load("intent_v2").fill(EMPTY | {"history": "{{query}}", "query": "secret"})[-1]["content"]
     assert "Chosen: {{query}}\nSearched for: secret" in text
 
 
 def test_a_missing_value_is_a_programming_error() -> None:
     with pytest.raises(KeyError):
-        prompts.load("intent_v1").fill({"history": "x"})
+        prompts.load("intent_v2").fill({"history": "x"})
 
 
 def copy(folder: Path, old: str = "", new: str = "", schema: tuple[str, str] = ("", "")) -> Path:
     for suffix, change in ((".md", (old, new)), (".schema.json", schema)):
-        text = (prompts.FOLDER / f"intent_v1{suffix}").read_text(encoding="utf-8")
+        text = (prompts.FOLDER / f"intent_v2{suffix}").read_text(encoding="utf-8")
         assert change[0] in text
-        (folder / f"intent_v1{suffix}").write_text(text.replace(*change), encoding="utf-8")
-    return folder / "intent_v1.md"
+        (folder / f"intent_v2{suffix}").write_text(text.replace(*change), encoding="utf-8")
+    return folder / "intent_v2.md"
 
 
 def test_the_version_follows_the_content(tmp_path: Path) -> None:
     same = prompts.read(copy(tmp_path)).version
-    assert same == prompts.load("intent_v1").version
-    assert prompts.read(copy(tmp_path, "sturdy", "solid")).version != same
+    assert same == prompts.load("intent_v2").version
+    assert prompts.read(copy(tmp_path, "famous", "known")).version != same
     assert prompts.read(copy(tmp_path, schema=('"maxItems": 3', '"maxItems": 2'))).version != same
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("recent: 4\n", "", "must begin with 'recent: N' and 'sentences: N'"),
+        ("recent: 4\n", "", "must begin with 'recent: N', 'sentences: N' and 'proposals: N'"),
         ("## system", "## wizard", "must be system, user or assistant"),
         ("Page: {{scenario}}", "Page: {{weather}}", "unknown placeholder {{weather}}"),
         ('Chosen: "Emma"', "Chosen: {{history}}", "placeholders belong into the last turn"),
@@ -92,15 +93,15 @@ def test_bad_schemas_are_refused(tmp_path: Path, old: str, new: str, words: str)
 
 
 def test_a_missing_schema_is_refused(tmp_path: Path) -> None:
-    shutil.copy(prompts.FOLDER / "intent_v1.md", tmp_path)
+    shutil.copy(prompts.FOLDER / "intent_v2.md", tmp_path)
     with pytest.raises(GenrecError, match=r"schema\.json is missing"):
-        prompts.read(tmp_path / "intent_v1.md")
+        prompts.read(tmp_path / "intent_v2.md")
 
 
 def test_the_command_shows_a_filled_prompt(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["intent_v1"]) == 0
+    assert main(["intent_v2"]) == 0
     out = capsys.readouterr().out
-    assert prompts.load("intent_v1").version in out and '"Brazil"' in out and '"look_for"' in out
+    assert prompts.load("intent_v2").version in out and '"Brazil"' in out and '"look_for"' in out
     assert main(["nothing"]) == 2
     assert "unknown prompt" in capsys.readouterr().err
 
@@ -125,16 +126,16 @@ def test_hostile_text_adds_no_line_and_no_marker_to_any_prompt(name: str, text: 
         history=tuple(range(n)), times=(9.5,) * n, clock=9.5, scenario=text, trigger=0, query=text,
         attributes=((text, text),) * 20,
     )  # fmt: skip
-    chat = PromptWriter(catalog, template).chat(context, (text,) * 9)
+    chat = PromptWriter(catalog, template).chat(context, evidence(text, *[text] * 8, rows=tuple(range(n))))
     tame = replace(context, scenario="home", query="q", attributes=(("age", "24"),))
     calm = Catalog(pa.table(table | {"title": ["T"] * n, "category": [["K"]] * n}))
-    same = PromptWriter(calm, template).chat(tame, ("E",))
+    same = PromptWriter(calm, template).chat(tame, evidence("E", rows=(1,)))
     heads = [[line.split(":")[0] for line in c[-1]["content"].split("\n")] for c in (chat, same)]
     assert [h for h in heads[1] if h not in heads[0]] in ([], ["Kinds"], ["Lately"])  # labels of every item say nothing
     assert set(heads[0]) <= set(line.split(":")[0] for line in template.turns[-1][1].split("\n"))
     assert chat[:-1] == same[:-1] and not set("<>{}[]|\x00\u202e") & set(chat[-1]["content"])
     # A byte-level tokenizer makes at most one token of a byte: with the reply it fits 4,096 tokens.
-    assert sum(len(turn["content"].encode()) + 20 for turn in chat) + 2 * 96 < 4096
+    assert sum(len(turn["content"].encode()) + 20 for turn in chat) + 2 * 128 < 4096
 
 
 @pytest.mark.parametrize("name", prompts.names())
@@ -150,8 +151,8 @@ def test_each_task_shows_what_it_reasons_over() -> None:
     asks = {name: prompts.load(name).asks for name in prompts.names()}
     assert {"time", "profile", "scenario"} <= asks["situation_v1"]
     assert {"query", "kinds"} <= asks["rewrite_v1"]
-    assert {"history", "evidence"} <= asks["intent_v1"]
-    assert {"items", "profile"} <= asks["intent_tuned_v1"]
+    assert {"history", "proposals"} <= asks["intent_v2"]
+    assert {"items", "profile", "proposals"} <= asks["intent_tuned_v2"]
 
 
 def test_the_page_of_prompts_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

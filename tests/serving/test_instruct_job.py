@@ -1,13 +1,15 @@
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import prompts
-from genrec.contracts import Instruction, UserContext
+from genrec.contracts import Evidence, Instruction, UserContext
 from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore, context_hash, open_store
@@ -16,7 +18,7 @@ from serving.instruct import MAX_TOKENS, REMINDER, InstructReport, in_shard, ins
 from serving.llm import Chat, Scripted
 from serving.llm.base import generate_fitting
 
-TEMPLATE = prompts.load("intent_v1")
+TEMPLATE = prompts.load("intent_v2")
 CATALOG = Catalog(
     pa.table(
         {
@@ -105,15 +107,19 @@ def test_a_context_with_nothing_to_say_is_left_to_the_learned_default(tmp_path: 
 def test_evidence_is_asked_for_by_chunk_and_reaches_the_prompt(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def evidence(contexts: list[UserContext]) -> list[tuple[str, ...]]:
+    def told(contexts: list[UserContext]) -> list[Sequence[Evidence]]:
         asked.append(len(contexts))
-        return [(f"Told of {context.user}.",) for context in contexts]
+        rows = [np.array([int((context.user or "u0")[1:]) % len(CATALOG)]) for context in contexts]
+        return [[Evidence("tools", row, np.ones(1, np.float32), "Said.")] for row in rows]
 
     with open_store(tmp_path / "s.sqlite") as store:
         model = Scripted(echo)
-        instruct(CONTEXTS, CATALOG, model, TEMPLATE, store, chunk=4, evidence=evidence)
+        instruct(CONTEXTS, CATALOG, model, TEMPLATE, store, chunk=4, evidence=told)
         assert asked == [4, 4, 2]
-        assert [f"Known: Told of u{n}." in call[-1]["content"] for n, call in enumerate(model.calls)] == [True] * 10
+        titles = [CATALOG.title(n % len(CATALOG)) for n in range(10)]
+        assert [f'Suggested: "{t}"' in call[-1]["content"] for t, call in zip(titles, model.calls, strict=True)] == [
+            True
+        ] * 10
 
 
 def test_progress_is_reported_after_each_chunk(tmp_path: Path) -> None:
@@ -161,12 +167,12 @@ def test_a_model_that_no_prompt_fits_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_changed_schema_makes_everything_stale_and_its_old_replies_invalid(tmp_path: Path) -> None:
-    for name in ("intent_v1.md", "intent_v1.schema.json"):
+    for name in ("intent_v2.md", "intent_v2.schema.json"):
         shutil.copy(prompts.FOLDER / name, tmp_path / name)
-    schema = json.loads((tmp_path / "intent_v1.schema.json").read_text())
+    schema = json.loads((tmp_path / "intent_v2.schema.json").read_text())
     schema["properties"]["look_for"]["minLength"] = 12
-    (tmp_path / "intent_v1.schema.json").write_text(json.dumps(schema))
-    changed = prompts.read(tmp_path / "intent_v1.md")
+    (tmp_path / "intent_v2.schema.json").write_text(json.dumps(schema))
+    changed = prompts.read(tmp_path / "intent_v2.md")
 
     def model_of_old_schema(chat: Chat) -> str:
         return echo(chat) if chat[-1]["content"].endswith(REMINDER) else echo(chat).replace("like Film", "F")

@@ -61,7 +61,7 @@ contexts = [UserContext(history=tuple((u * 7 + n * n) % 40 for n in range(1 + u 
 if moment == "timer":
     threading.Timer(at / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
 with Store(Path(path)) as store:
-    done = instruct(contexts, catalog, Scripted(reply), prompts.load("intent_v1"), store, chunk=chunk,
+    done = instruct(contexts, catalog, Scripted(reply), prompts.load("intent_v2"), store, chunk=chunk,
                     report=lambda line: pass_by("chunk"))
 sys.stdout.write(json.dumps([done.asked, done.written, done.current, len(catalog.items)]))
 sys.stdout.flush()
@@ -86,7 +86,7 @@ def test_a_killed_and_restarted_job_gives_the_same_result(tmp_path: Path) -> Non
     assert child(whole).returncode == 0
     expected = content(whole)
     assert len(expected) == USERS and {i.model for _, _, i in expected} == {"scripted", "template"}
-    schema = prompts.load("intent_v1").schema
+    schema = prompts.load("intent_v2").schema
     values = ({"situation": i.situation, "intents": list(i.intents), "look_for": i.look_for} for _, _, i in expected)
     assert [value for value in values if violation(value, schema)] == []
 

@@ -98,7 +98,7 @@ def test_open_model_chooses_and_says_why(
     backend: str, installed: bool, made: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("VLLM", "Transformers"):
-        monkeypatch.setattr(serving.llm, name, lambda model, dtype, name=name: (name, model, dtype))
+        monkeypatch.setattr(serving.llm, name, lambda model, dtype, *_, name=name: (name, model, dtype))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: object() if installed else None)
     said: list[str] = []
     opened: Any = open_model(backend, "m", "float32", said.append)
@@ -122,3 +122,19 @@ def test_scripted_by_function_and_by_list() -> None:
     assert listed.generate(CHATS) == ["one", "two"]
     with pytest.raises(IndexError):
         listed.generate(CHATS)
+
+
+@pytest.mark.parametrize(
+    ("texts", "compiler", "compiled"), [(5000, "g++", True), (10, "g++", False), (5000, None, False)]
+)
+def test_vllm_is_compiled_where_there_is_enough_to_write_and_a_compiler(
+    texts: int, compiler: str | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(serving.llm, "VLLM", lambda *settings: made.append(settings))
+    monkeypatch.setattr(serving.llm.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object())
+    said: list[str] = []
+    open_model("vllm", "m", "float32", report=said.append, texts=texts)
+    assert made == [("m", "float32", compiled)]
+    assert any("takes about a minute" in line for line in said) == compiled

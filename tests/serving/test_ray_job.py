@@ -25,7 +25,7 @@ from serving.llm import Chat, Scripted
 from serving.llm.base import generate_fitting
 from serving.ray_job import Actors, ray_instruct, start
 
-TEMPLATE = prompts.load("intent_v1")
+TEMPLATE = prompts.load("intent_v2")
 CATALOG = Catalog(
     pa.table(
         {

@@ -8,12 +8,13 @@ import prompts
 from genrec.contracts import UserContext
 from genrec.instructions import PromptWriter, parse
 from prompts.__main__ import EXAMPLE
+from serving.instruct import MAX_TOKENS
 from serving.llm import Transformers
 from serving.models import ABOUT, ADAPTERS, PACKAGED, find_model, prompt_of, shipped_adapters
 
 
 def test_there_is_one() -> None:
-    assert "ml-100k-v1" in shipped_adapters()
+    assert "ml-100k-v2" in shipped_adapters()
 
 
 @pytest.mark.parametrize("name", shipped_adapters())
@@ -47,7 +48,7 @@ def test_a_shipped_adapter_writes_what_the_schema_asks_for_without_a_grammar(nam
     writer = PromptWriter(EXAMPLE, template)
     chats = [writer.chat(UserContext(history=rows)) for rows in ((0, 1, 2), (2, 3))]
     model = Transformers(folder)
-    for text in model.generate(chats, None, 96):
+    for text in model.generate(chats, None, MAX_TOKENS):
         said = parse(text, template.schema)
         assert said is not None and said.look_for
     model.close()

@@ -31,7 +31,7 @@ CATALOG = Catalog(
         }
     )
 )
-TEMPLATE = prompts.load("intent_v1")
+TEMPLATE = prompts.load("intent_v2")
 CONTEXTS = [
     UserContext(history=(0, 1), user="scared"),
     UserContext(history=(2, 3), user="loving"),

@@ -49,11 +49,11 @@ def test_an_instruction_never_depends_on_what_comes_later(shop_folder: Path) -> 
     dataset = load_dataset(shop_folder)
     asked = points(leave_one_out(dataset), window=1, windows=3)
     user, events = asked[len(asked) // 2]
-    before = write(dataset, asked, "intent_v1", None, None)
-    after = write(changed_after(dataset, user, events), asked, "intent_v1", None, None)
+    before = write(dataset, asked, "intent_v2", None, None)
+    after = write(changed_after(dataset, user, events), asked, "intent_v2", None, None)
     earlier = [i for i, p in enumerate(asked) if p[0] != user or p[1] <= events]
     assert [before.texts[i] for i in earlier] == [after.texts[i] for i in earlier]
-    assert before.texts != write(changed_after(dataset, user, 0), asked, "intent_v1", None, None).texts
+    assert before.texts != write(changed_after(dataset, user, 0), asked, "intent_v2", None, None).texts
 
 
 def test_a_model_is_asked_once_for_each_point(shop_folder: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_model_is_asked_once_for_each_point(shop_folder: Path, tmp_path: Path)
     model = Scripted(lambda chat: REPLY)
     for _ in range(2):
         with open_store(tmp_path / "store.sqlite") as store:
-            timeline = write(dataset, asked, "intent_v1", model, store, lambda line: None)
+            timeline = write(dataset, asked, "intent_v2", model, store, lambda line: None)
     assert len(model.calls) == len(asked) == len(timeline)
     assert set(timeline.texts) == {"green tea"} and set(timeline.models) == {"scripted"}
 

@@ -154,10 +154,10 @@ def test_the_adapter_is_weights_and_provenance_and_nothing_else(adapter: Path, t
     assert sorted(p.name for p in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors", ABOUT]
     assert not adapter.with_name("one.work").exists()
     about = json.loads((adapter / ABOUT).read_text())
-    assert about["settings"]["later"] == 12 and about["settings"]["prompt_version"].startswith("intent_tuned_v1+")
+    assert about["settings"]["later"] == 12 and about["settings"]["prompt_version"].startswith("intent_tuned_v2+")
     assert about["held_out_loss"]["after"] < about["held_out_loss"]["before"]
     assert about["examples"] == 8 and len(about["base"]["sha256"]) == 64 and about["commit"] and about["machine"]
-    assert prompt_of(str(adapter)) == "intent_tuned_v1" and prompt_of(str(tiny)) is None and prompt_of(None) is None
+    assert prompt_of(str(adapter)) == "intent_tuned_v2" and prompt_of(str(tiny)) is None and prompt_of(None) is None
     assert train(config(adapter, long_shop, model=str(tiny), learning_rate=0.05), lambda line: None) == adapter
     with pytest.raises(GenrecError, match="made with other settings"):
         train(config(adapter, long_shop, model=str(tiny)), lambda line: None)
