@@ -27,7 +27,7 @@ import numpy as np
 
 from genrec import __version__
 from genrec.bundle import MANIFEST, STORE, TIMELINE, Bundle, seal
-from genrec.data import read_dataset
+from genrec.data import EvalSet, read_dataset
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
@@ -155,6 +155,10 @@ class Align(Fit):
     def fusion_of(self, scenario: str) -> dict[str, float]:
         """The tools' weights in a scenario, as the source's fit chose them."""
         return self.source.fusion(scenario)["floors"]
+
+    def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
+        """As in the source: tools and validation requests are the same."""
+        return self.fusion_of(scenario)
 
     def positions(self, model: GeneratorModel) -> Positions:
         """What the loop may ask, with the queries that searches are asked by."""

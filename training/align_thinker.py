@@ -1,6 +1,6 @@
 """Aligns the thinker: TRL's GRPOTrainer with a peft LoRA and the SA-GCPO loss, on what its instructions are worth.
 
-    python -m training.align_thinker --bundle bundles/ml-100k --model ml-100k-v1 --out serving/adapters/ml-100k-rl
+    python -m training.align_thinker --bundle bundles/ml-100k --model ml-100k-v2 --out serving/adapters/ml-100k-rl
 
 A prompt is a training position, chosen and written as in training.thinker; a completion is an instruction; its reward
 (genrec.alignment.instruction_rewards) is how much it helps the frozen generator of the bundle to find what the user
@@ -49,7 +49,7 @@ from genrec.evaluation.report import provenance
 from genrec.instructions import parse, quality
 from genrec.instructions.attributes import Attributes
 from genrec.instructions.context import Chat, PromptWriter
-from genrec.instructions.targets import target
+from genrec.instructions.targets import target, titles_of
 from genrec.io import read_json, sha256, write_json
 from genrec.tokenizer.embeddings import embed_texts
 from serving.models import ABOUT, find_model, prompt_of, quiet_transformers
@@ -72,7 +72,7 @@ class AlignThinkerConfig:
     out: Path = field(metadata={"help": "the adapter's folder"})
     model: str = field(default="", metadata={"help": "what to align: a folder, adapter or hub name (none: packaged)"})
     prompt: str = field(
-        default="", metadata={"help": "see python -m prompts (none: the adapter's own, else intent_v1)"}
+        default="", metadata={"help": "see python -m prompts (none: the adapter's own, else intent_v2)"}
     )
     later: int = field(default=30, metadata={"help": "last training events of each user kept from the thinker"})
     steps: int = field(default=60, metadata={"help": "optimiser steps"})
@@ -119,12 +119,14 @@ class AlignThinkerConfig:
 
 @dataclass(frozen=True)
 class Position:
-    """One training position: the request, the prompt that is written for it, and what the user chose next."""
+    """One training position: the request, the prompt that is written for it, what the user chose next, and the titles
+    that an instruction which is right may take over from what the tools propose (genrec.instructions.targets)."""
 
     context: UserContext
     chat: Chat
     wanted: int
     user: int
+    titles: Sequence[str] = ()
 
 
 class Examiner:
@@ -137,20 +139,27 @@ class Examiner:
         self.model = bundle.generator
         self.writer = PromptWriter(bundle.dataset.catalog, template)
 
-    def positions(self, points: Sequence[tuple[int, int]]) -> list[Position]:
-        """The positions (user, events known) of training sequences."""
-        train = SPLITS[self.bundle.config["protocol"]](self.bundle.dataset).train
+    def positions(self, points: Sequence[tuple[int, int]], seed: int = 0) -> list[Position]:
+        """The positions (user, events known) of training sequences. What the tools propose there, where the prompt
+        shows it, comes from tools that were not fitted on the user; seed deals the users into folds."""
+        from training.instructions import evidence_at
+
+        dataset = self.bundle.dataset
+        split = SPLITS[self.bundle.config["protocol"]](dataset)
+        shown = self.template.proposals and len(points)
+        said = evidence_at(dataset, split, list(points), seed) if shown else [()] * len(points)
         found = []
-        for u, n in points:
-            context = train.context(u, n)
-            wanted = int(train.items[int(train.offsets[u]) + n])
-            found.append(Position(context, self.writer.chat(context), wanted, u))
+        for (u, n), evidence in zip(points, said, strict=True):
+            context = split.train.context(u, n)
+            wanted = int(split.train.items[int(split.train.offsets[u]) + n])
+            titles = titles_of(self.writer.proposed(evidence), [wanted], dataset.catalog)
+            found.append(Position(context, self.writer.chat(context, evidence), wanted, u, titles))
         return found
 
     def right(self, position: Position) -> Instruction | None:
         """The instruction that would have been right; None where the next item has no label."""
-        shown = position.chat[-1]["content"]
-        return target(position.context, [position.wanted], shown, self.writer.attributes, self.template.schema)
+        shown, about = position.chat[-1]["content"], self.writer.attributes
+        return target(position.context, [position.wanted], shown, about, self.template.schema, position.titles)
 
     def judge(self, instructions: Sequence[Instruction | None], asked: Sequence[Position]) -> dict[str, np.ndarray]:
         """Every part of the reward, float64 [B] each."""
@@ -265,7 +274,7 @@ def trainer_class(config: AlignThinkerConfig) -> type:
             training = self.model.training
             said = self._metrics["train" if training else "eval"]
             ratio = (new.detach() - old)[mask].exp()
-            said["entropy"].append(float(entropies[mask].mean()))
+            said["entropy"].append(float(entropies.detach()[mask].mean()))
             said["ratio_mean"].append(float(ratio.mean()))
             said["ratio_largest"].append(float(ratio.max()))
             return loss / (self.current_gradient_accumulation_steps if training else 1.0)
@@ -400,7 +409,7 @@ def align(config: AlignThinkerConfig, report: Report = print, command: str | Non
     path, base = find_model(config.model or None)
     if not Path(path).is_dir():
         raise GenrecError(f"{path} is no folder; aligning needs the model on the disk, with its weights")
-    template = prompts.load(config.prompt or prompt_of(config.model or None) or "intent_v1")
+    template = prompts.load(config.prompt or prompt_of(config.model or None) or "intent_v2")
     bundle = Bundle.load(config.bundle)
     identity = {k: v for k, v in config.as_dict().items() if k not in ("out", "bundle")}
     identity |= {"genrec": __version__, "prompt": template.name, "prompt_version": template.version, "base": base}
@@ -420,7 +429,8 @@ def align(config: AlignThinkerConfig, report: Report = print, command: str | Non
         held_out=config.held_out, seed=config.seed,
     )  # fmt: skip
     to_train, to_measure = positions(split, plan)
-    asked, measured = examiner.positions(to_train), examiner.positions(to_measure)
+    every = examiner.positions([*to_train, *to_measure], config.seed)
+    asked, measured = every[: len(to_train)], every[len(to_train) :]
     report(f"thinker: {len(asked):,} positions of {len({p.user for p in asked}):,} users, {len(measured)} held out")
     clock = time.perf_counter()
     made = provenance(f"{bundle.dataset.name}, {bundle.config['protocol']}", {"seed": config.seed}, 0.0, command)

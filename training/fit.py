@@ -385,7 +385,7 @@ class Fit:
 
     def choose_weights(self) -> str:
         """The fusion of every scenario, on the validation requests that qualify for it."""
-        from training.evaluate import floor_weights, fused_weights, requests_of
+        from training.evaluate import fused_weights, requests_of
 
         parts, chosen = self.parts(), {}
         for name in self.dataset.scenarios:
@@ -393,12 +393,18 @@ class Fit:
             sample = requests.sample(WEIGHING if name == HOME else WEIGHING // 4, seed=2)
             if not len(sample) or (SCENARIOS[name].query and self.config.embeddings):
                 continue  # served with home's weights
-            stored = read_json(self.work / "floors.json")["floors"] if name == HOME else None
-            floors = stored or floor_weights(parts.tools, sample)
+            floors = self.floors_of(name, sample)
             chosen[name] = {"floors": floors, "fused": fused_weights(parts, sample, floors)}
             self.report(f"fusion: {name}, {len(sample):,} validation requests")
         write_json(self.folder / "fusion.json", chosen)
         return ", ".join(f"{name} {w:g}" for name, w in chosen[HOME]["fused"].items() if w)
+
+    def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
+        """The tools' weights in a scenario, on a sample of its validation requests."""
+        from training.evaluate import floor_weights
+
+        stored = read_json(self.work / "floors.json")["floors"] if scenario == HOME else None
+        return stored or floor_weights(self.parts().tools, sample)
 
     def make_report(self) -> str:
         from training.evaluate import evaluate_bundles

@@ -172,7 +172,8 @@ def test_the_log_holds_what_must_be_watched(tmp_path: Path) -> None:
         assert set(line["reward_by_part"]) >= {"format", "hit", "ranking"} and line["reward_by_part"]["format"] == 1
         assert 0 <= line["suppressed"] <= 1 and 0 <= line["groups_without_positive"] <= 1
         assert len(line["entropy"]) == 2 == len(line["legality"]) and line["legality"][0] == pytest.approx(1)
-        assert sum(line["ratio_histogram"]) == pytest.approx(1) == sum(line["gate_histogram"])
+        for shares in (line["ratio_histogram"], line["gate_histogram"]):  # written with six digits each
+            assert sum(shares) == pytest.approx(1, abs=1e-4)
         assert line["ratio_largest"] != 1.0  # the last of several steps is off-policy: the gate works
         assert {"rollout", "reward", "update"} <= set(line["seconds"])
         assert line["completions"] == 48

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 import torch
 from tests_support import TEXT, tiny_llama, tiny_model
 
+import training.instructions
 from genrec.alignment import instruction_rewards as rewards
+from genrec.bundle import Bundle
 from genrec.contracts import Instruction, UserContext
 from genrec.errors import GenrecError
 from genrec.generator.search import make_history, make_request, score_items
 from training import align_thinker
-from training.align_thinker import PARTS, AlignThinkerConfig, Position, reward_functions, trainer_class
+from training.align_thinker import PARTS, AlignThinkerConfig, Examiner, Position, reward_functions, trainer_class
+from training.fit import SPLITS
 
 GOOD = Instruction("mostly tea", ("more tea",), "green tea")
 LONG = Instruction("mostly tea", ("more tea",), " ".join(["tea"] * 24))
@@ -59,7 +63,7 @@ def test_the_gain_is_a_difference_of_exact_log_probabilities(retrieved: int) -> 
 class FakeExaminer:
     """Counts how often it is asked."""
 
-    template = align_thinker.prompts.load("intent_v1")
+    template = align_thinker.prompts.load("intent_v2")
     calls = 0
 
     def judge(self, said: Any, asked: Any) -> dict[str, np.ndarray]:
@@ -93,6 +97,30 @@ def test_a_bundle_of_own_embeddings_cannot_judge_texts(tiny_bundle: Path, tmp_pa
     with pytest.raises(GenrecError, match="reads no instructions"):
         align_thinker.align(config, lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_show_what_tools_that_were_not_fitted_on_the_user_propose(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tools of the fit speak at validation and test requests alone; here every position is a training one."""
+    real = Bundle.load(tiny_bundle)
+    config = {"embeddings": "", "protocol": "leave-one-out"}
+    bundle = SimpleNamespace(folder=tiny_bundle, config=config, dataset=real.dataset, generator=None)
+    template = align_thinker.prompts.load("intent_tuned_v2")
+    monkeypatch.setattr(training.instructions, "propose", lambda *_: pytest.fail("a tool fitted on all users"))
+    points = [(u, 2) for u in range(8)]
+    examiner = Examiner(bundle, template)  # type: ignore[arg-type]
+    asked = examiner.positions(points)
+    split = SPLITS["leave-one-out"](real.dataset)
+    said = training.instructions.evidence_at(real.dataset, split, points)
+    for position, evidence, (u, n) in zip(asked, said, points, strict=True):
+        proposed = [int(row) for row in evidence[0].items]
+        assert position.chat == examiner.writer.chat(split.train.context(u, n), evidence)
+        assert position.wanted == split.train.items[split.train.offsets[u] + n]
+        assert not set(proposed) & set(position.context.history)
+        right = examiner.right(position)
+        assert right is not None and right.look_for.startswith(position.titles[0])
+    assert examiner.positions([]) == []
 
 
 # -- TRL -------------------------------------------------------------------------------------------------
