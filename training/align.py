@@ -27,7 +27,7 @@ import numpy as np
 
 from genrec import __version__
 from genrec.bundle import MANIFEST, STORE, TIMELINE, Bundle, seal
-from genrec.data import EvalSet, read_dataset
+from genrec.data import SCENARIOS, EvalSet, read_dataset
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
@@ -36,7 +36,7 @@ from genrec.tools import FLOORS, Tool
 from serving.models import whole_folder
 from training.align_config import AlignConfig
 from training.config import FitConfig
-from training.evaluate import ALONE_ROW, FUSED_ROW, instruction_vectors, rank_generator
+from training.evaluate import ALONE_ROW, FUSED_ROW, instruction_vectors, rank_generator, requests_of
 from training.fit import SPLITS, Fit, Report
 
 if TYPE_CHECKING:
@@ -168,20 +168,30 @@ class Align(Fit):
         table = None if data.queries is None else data.queries[:, 0]
         return Positions(data, self.folds(), table)
 
+    def watched_in(self) -> dict[str, EvalSet]:
+        """The validation requests by which weights are kept, as every scenario asks them.
+
+        Home's alone would do the aligned model an injustice: the fit picked the untouched one on just these requests.
+        A search is left out: its query is made of the wanted item, and its high scores would drown the others.
+        """
+        parts, home = self.parts(), self.watched()
+        names = [n for n in self.dataset.scenarios if not SCENARIOS[n].query]
+        found = {name: requests_of(parts, self.split, home, name) for name in names}
+        return {name: requests for name, requests in found.items() if len(requests)}
+
     def align_generator(self) -> str:
         from genrec.alignment.rewards import ScenarioWeights
         from training.policy import Aligner
 
-        model = self.source.generator
-        sample = self.watched()
-        told = instruction_vectors(self.parts(), sample)
-        said: list[dict[str, Any]] = []
+        model, parts, watched = self.source.generator, self.parts(), self.watched_in()
+        told = {name: instruction_vectors(parts, requests) for name, requests in watched.items()}
 
         def evaluate(m: GeneratorModel) -> dict[str, float]:
-            return {"ndcg": float(ndcg(rank_generator(m, sample, told).ranks, 10).mean())}
+            found = {name: ndcg(rank_generator(m, watched[name], told[name]).ranks, 10) for name in watched}
+            whole = float(np.concatenate(list(found.values())).mean())
+            return {"ndcg": whole} | {name: float(values.mean()) for name, values in found.items()}
 
         def say(line: dict[str, Any]) -> None:
-            said.append(line)
             text = f"align: step {line['step']:,} of {self.settings.steps:,}"
             if "reward" in line:
                 text += f", reward {line['reward']:.4f}, suppressed {line['suppressed']:.0%}"

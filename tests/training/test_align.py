@@ -282,7 +282,12 @@ def test_a_bundle_becomes_an_aligned_bundle_and_stays_one(
     assert made.config["aligned"]["loss"] == "sa-gcpo" and made.config["aligned"]["bundle"]
     assert {k: v for k, v in made.config.items() if k != "aligned"} == source.config
     assert (made.semantic_ids.codes == source.semantic_ids.codes).all() and list(made.tools) == list(source.tools)
-    assert [json.loads(x)["step"] for x in (out / "report" / "alignment.jsonl").read_text().splitlines()] == [0, 3, 6]
+    lines = [json.loads(x) for x in (out / "report" / "alignment.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    assert set(lines[0]["validation"]) == {"ndcg", *source.dataset.scenarios} - {"search"}  # watched in every scenario
+    assert {name: made.fusion(name)["floors"] for name in made.weights} == {
+        name: source.fusion(name)["floors"] for name in made.weights
+    }
     assert any("before" in line and "test NDCG@10" in line for line in said)
     assert not out.with_name("aligned.work").exists()
     assert align(config, said.append) == out and "is there already" in said[-1]
