@@ -32,7 +32,7 @@ from genrec.instructions.timeline import Timeline
 from genrec.io import atomic, check_shape, read_json, remove_temporaries, sha256, write_json
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs
-from genrec.tools import FLOORS, Tool
+from genrec.tools import TOOLS, Tool
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
@@ -75,7 +75,7 @@ def check(folder: Path) -> dict[str, Any]:
         )
     check_shape(folder / MANIFEST, manifest, {"config": dict, "files": dict})
     config = check_shape(folder / MANIFEST, manifest["config"], CONFIG)
-    if unknown := [name for name in config["tools"] if name not in list(FLOORS)]:
+    if unknown := [name for name in config["tools"] if name not in list(TOOLS)]:
         raise GenrecError(f"{folder / MANIFEST} is damaged: unknown tool {unknown[0]!r}")
     for name, expected in manifest["files"].items():
         check_shape(folder / MANIFEST, expected, {"bytes": int, "sha256": str})
@@ -137,7 +137,7 @@ class Bundle:
 
     @cached_property
     def tools(self) -> dict[str, Tool]:
-        return {name: FLOORS[name].load(self.folder / "tools" / name) for name in self.config["tools"]}
+        return {name: TOOLS[name].load(self.folder / "tools" / name) for name in self.config["tools"]}
 
     @cached_property
     def generator(self) -> GeneratorModel:

@@ -178,6 +178,23 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--deny", type=_ids, default=[], metavar="IDS", help="none of these items")
         _json(one)
 
+    one = command("tool", commands.tool, "ask one tool of a bundle: its items, its sentence, how it came to them")
+    one.add_argument("name", help="a tool that the bundle holds, such as ebr, capts or markov")
+    _bundle(one)
+    asked = one.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--user", metavar="ID", help="a user of the data set")
+    asked.add_argument("--history", type=_ids, metavar="IDS", help="items, oldest first: a,b,c or a JSON list")
+    one.add_argument("--trigger", metavar="ID", help="the item whose page it is")
+    one.add_argument("--query", metavar="TEXT", help="what was searched for, for tools that read it")
+    one.add_argument("--k", type=_positive, default=10, help="how many items (default: %(default)s)")
+    one.add_argument("--alpha", type=float, help="ebr: 0 shares the list evenly over clusters, more follows the user")
+    one.add_argument(
+        "--quota", action="append", metavar="N", help="capts: pairs of trigger and channel; ebr: CLUSTER=N, repeatable"
+    )
+    one.add_argument("--floor", action="append", metavar="CLUSTER=N", help="ebr: at least N items of it; repeatable")
+    one.add_argument("--policy", help="capts: learned, independent, recent, feedback, pinnersage or pdn")
+    _json(one)
+
     one = command("eval", commands.evaluate, "the table of a bundle: floors, generator, fused, with intervals")
     one.add_argument(
         "--bundle",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from genrec.contracts import Trace, UserContext
     from genrec.data import Dataset
     from genrec.recommender import Recommender
+    from genrec.tools import Tool
     from serving.instruct import InstructReport
     from serving.llm import Backend
 
@@ -296,6 +297,58 @@ def trace(args: argparse.Namespace) -> None:
     """Prints one list and everything that led to it."""
     recommender, found = _ask(args)
     (terminal.show_json if args.json else terminal.show_trace)(found.as_dict(recommender.bundle.dataset.catalog))
+
+
+def tool(args: argparse.Namespace) -> None:
+    """Prints what one tool says of a request."""
+    with terminal.work("asking"):
+        recommender = _load(args)
+        tools, catalog = recommender.bundle.tools, recommender.bundle.dataset.catalog
+        if args.name not in tools:
+            raise GenrecError(f"this bundle has no tool {args.name!r}; it has: {', '.join(tools)}")
+        context = recommender.context(args.user, args.history, trigger=args.trigger, query=args.query)
+        (found,) = steered(tools[args.name], args).retrieve([context], args.k)
+    items = [
+        {"item": catalog.item(int(row)), "title": catalog.title(int(row)), "score": float(score)}
+        for row, score in zip(found.items, found.scores, strict=True)
+    ]
+    whole = {"tool": found.tool, "sentence": found.sentence, "items": items, "details": found.details}
+    if args.json:
+        vector = None if found.vector is None else [round(float(x), 6) for x in found.vector]
+        terminal.show_json(whole | {"vector": vector})
+    else:
+        terminal.show_evidence(whole)
+
+
+def steered(chosen: Tool, args: argparse.Namespace) -> Tool:
+    """The tool under the controls of the command line. Raises GenrecError for a control that it does not have."""
+    from genrec.tools import CAPTS, EBR, Controls
+
+    given = [name for name in ("alpha", "quota", "floor", "policy") if getattr(args, name) is not None]
+    if isinstance(chosen, EBR) and args.policy is None:
+        quotas, floors = (_counts(name, getattr(args, name) or []) for name in ("quota", "floor"))
+        return chosen.steered(Controls(args.alpha, quotas, floors))
+    if isinstance(chosen, CAPTS) and args.alpha is None and args.floor is None:
+        changes: dict[str, Any] = {} if args.policy is None else {"policy": args.policy}
+        if args.quota:
+            if not args.quota[-1].isdecimal() or not int(args.quota[-1]):
+                raise GenrecError(f"--quota {args.quota[-1]}: capts takes a number of pairs, such as --quota 12")
+            changes["quota"] = int(args.quota[-1])
+        return chosen.steered(**changes)
+    if given:
+        raise GenrecError(f"{chosen.name} cannot be asked with --{given[0]}: leave it out")
+    return chosen
+
+
+def _counts(flag: str, said: list[str]) -> dict[str, int]:
+    """{"nail polish": 3} out of ["nail polish=3"]."""
+    out = {}
+    for text in said:
+        name, _, count = text.rpartition("=")
+        if not name or not count.isdecimal():
+            raise GenrecError(f"--{flag} {text}: ebr takes CLUSTER=N, a label or number of a cluster and a count")
+        out[name] = int(count)
+    return out
 
 
 def _load(args: argparse.Namespace) -> Recommender:

@@ -52,12 +52,16 @@ class Evidence:
     """What one tool says for one context: rows with scores (best first) and one plain sentence.
 
     items: int32 [k]; scores: float32 [k], in the tool's own units; sentence: shown in prompts and traces.
+    vector: the user as the tool sees them, float32 [d], where it has such a vector. details: how it came about, for
+    traces, plain JSON values.
     """
 
     tool: str
     items: np.ndarray
     scores: np.ndarray
     sentence: str
+    vector: np.ndarray | None = None
+    details: dict[str, Any] | None = None
 
 
 @runtime_checkable
@@ -164,6 +168,7 @@ class Trace:
                     "sentence": e.sentence,
                     "items": [named(int(r)) | {"score": float(s)} for r, s in zip(e.items, e.scores, strict=True)],
                 }
+                | ({"details": e.details} if e.details else {})
                 for e in self.evidence
             ],
             "beam": [named(r) | {"log_probability": float(p)} for r, p in self.beam],

@@ -21,6 +21,7 @@ from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, POPULARITY, Shortlist, allowed_items, shortlist
 from genrec.contracts import HOME, SEARCH, Evidence, Instruction, Recommended, Trace, UserContext
 from genrec.errors import GenrecError
+from genrec.tools import Tool
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,10 @@ class Recommender:
         allow: Sequence[str] | None = None,
         deny: Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
+        tools: Mapping[str, Tool] | None = None,
     ) -> Trace:
         """One request; see recommend_batch."""
-        return self.recommend_batch([context], k, [instruction], allow, deny, weights)[0]
+        return self.recommend_batch([context], k, [instruction], allow, deny, weights, tools)[0]
 
     def recommend_batch(
         self,
@@ -97,6 +99,7 @@ class Recommender:
         allow: Sequence[str] | None = None,
         deny: Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
+        tools: Mapping[str, Tool] | None = None,
     ) -> list[Trace]:
         """Traces of B requests; trace.recommended holds at most k items, best first, none seen before.
 
@@ -104,7 +107,8 @@ class Recommender:
         stored instruction of the user and scenario, else the model's learned default. A text is what somebody asks
         for now: at home it makes the request a search, and tools that read queries hear it too. An Instruction was
         written ahead of the request and leaves its scenario as it is. allow, deny: item identifiers. weights: of the
-        parts in the fusion, in place of those chosen on validation; a part that is missing or 0 is left out.
+        parts in the fusion, in place of those chosen on validation; a part that is missing or 0 is left out. tools: in
+        place of the bundle's of the same names, as `EBR.steered` and `CAPTS.steered` make them.
         """
         if k < 1:
             raise GenrecError(f"k is {k}; ask for at least 1 item")
@@ -112,7 +116,8 @@ class Recommender:
         if not contexts:
             return []
         catalog = self.bundle.dataset.catalog
-        known = {*self.bundle.tools, GENERATOR}
+        consulted = {name: (tools or {}).get(name, tool) for name, tool in self.bundle.tools.items()}
+        known = {*consulted, GENERATOR}
         unknown = sorted(set(weights or {}) - known)
         if unknown:
             raise GenrecError(f"unknown part {unknown[0]!r} in the weights; there are: {', '.join(sorted(known))}")
@@ -133,7 +138,7 @@ class Recommender:
             at = [b for b, c in enumerate(contexts) if c.scenario == scenario]
             parts = shortlist(
                 [contexts[b] for b in at],
-                self.bundle.tools,
+                consulted,
                 self.bundle.fusion(scenario)["floors"],
                 self.bundle.generator,
                 allowed[at],
@@ -142,7 +147,8 @@ class Recommender:
                 most=max(100, k),
             )
             parts.seconds["instruction"] = thinking * len(at) / len(contexts)
-            traces |= {b: self._trace(contexts[b], *chosen[b], parts, i, k, weights) for i, b in enumerate(at)}
+            for i, b in enumerate(at):
+                traces[b] = self._trace(contexts[b], *chosen[b], parts, i, k, weights, consulted)
         return [traces[b] for b in range(len(contexts))]
 
     def _asked(self, context: UserContext, given: str | Instruction | None) -> UserContext:
@@ -214,8 +220,9 @@ class Recommender:
         b: int,
         k: int,
         given: Mapping[str, float] | None,
+        tools: Mapping[str, Tool],
     ) -> Trace:
-        catalog, tools = self.bundle.dataset.catalog, self.bundle.tools
+        catalog = self.bundle.dataset.catalog
         weights = self._weights(context, given, instruction is not None)
         one = Shortlist(
             parts.rows[b : b + 1],

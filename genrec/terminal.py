@@ -233,6 +233,25 @@ def show_trace(trace: Mapping[str, Any]) -> None:
     _line(console, "Seconds: " + ", ".join(f"{plain(name)} {s:.3f}" for name, s in trace["seconds"].items()))
 
 
+def show_evidence(found: Mapping[str, Any]) -> None:
+    """What one tool says (genrec.commands.tool): sentence, items, and how it came to them where it tells."""
+    console, details = _console(), found["details"] or {}
+    _line(console, f"Tool {plain(found['tool'])}: {plain(found['sentence'], SENTENCE)}")
+    lines = [(place, i["item"], i["title"], f"{i['score']:.4g}") for place, i in enumerate(found["items"], start=1)]
+    console.print(_table("Items", ("", "item", "title", "score"), lines, left=3))
+    if clusters := details.get("clusters"):
+        shares = [(c["cluster"], c["label"], f"{c['share']:.1%}", c["items"], c["history"]) for c in clusters]
+        title, columns = f"Clusters, alpha {details['alpha']:g}", ("", "cluster", "share", "items", "in history")
+        console.print(_table(title, columns, shares, left=2))
+    if routes := details.get("routes"):
+        asked = [
+            (r["trigger"], r["channel"], f"{r['value']:.3f}", "-" if r["unique"] is None else f"{r['unique']:.3f}")
+            for r in routes
+        ]
+        title = f"Routes, policy {plain(details['policy'])}, quota {details['quota']}"
+        console.print(_table(title, ("trigger", "channel", "value", "uniqueness"), asked, left=2))
+
+
 def _request(trace: Mapping[str, Any]) -> str:
     context = trace["context"]
     who = "an unknown user" if context["user"] is None else f"user {plain(context['user'])}"

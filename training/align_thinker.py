@@ -253,7 +253,8 @@ def trainer_class(config: AlignThinkerConfig) -> type:
                 own, floor = self._own[mine, None], self._floor[mine]
                 none = torch.zeros_like(own, dtype=torch.bool)
                 zeroed = suppressed(advantages[:, None], own, floor, none)[:, 0]
-                mode = "train" if self.model.training else "eval"
+                whole: Any = self.model
+                mode = "train" if whole.training else "eval"
                 share = zeroed.sum() / (advantages > 0).sum().clamp(min=1)
                 self._metrics[mode]["suppressed"].append(float(share))
                 output["advantages"] = advantages.masked_fill(zeroed, 0.0)
@@ -271,7 +272,7 @@ def trainer_class(config: AlignThinkerConfig) -> type:
                 raise GenrecError("TRL kept no old log-probabilities: every ratio would be 1 and the gate inert")
             taus = (config.temperature_positive, config.temperature_negative)
             loss = sa_gcpo(new, old, inputs["advantages"], mask, *taus)
-            training = self.model.training
+            training = bool(model.training)
             said = self._metrics["train" if training else "eval"]
             ratio = (new.detach() - old)[mask].exp()
             said["entropy"].append(float(entropies.detach()[mask].mean()))

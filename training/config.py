@@ -12,6 +12,7 @@ from genrec.errors import GenrecError
 PACKAGED = "packaged"  # as genrec.tokenizer.embeddings has it
 PROTOCOLS = ("leave-one-out", "rolling", "chronological")  # the keys of training.fit.SPLITS
 TOOLS = ("popularity", "itemknn", "ease", "markov", "content")  # the keys of genrec.tools.FLOORS
+MORE_TOOLS = ("ebr", "capts")  # the others of genrec.tools.TOOLS: a fit takes minutes
 HEADS = 4  # the attention heads of genrec.generator.config
 MAX_SEED = 2**31 - 1000  # faiss counts in 32 bits, one further a level
 
@@ -49,7 +50,9 @@ class FitConfig:
     )
     recent: int = field(default=20, metadata={"help": "newest events always seen, where --retrieved is above 0"})
     q2i: float = field(default=0.2, metadata={"help": "weight of the Q2I loss, where --retrieved is above 0"})
-    tools: tuple[str, ...] = field(default=TOOLS, metadata={"help": "tools to fit, separated by commas"})
+    tools: tuple[str, ...] = field(
+        default=TOOLS, metadata={"help": f"tools to fit, separated by commas; also {', '.join(MORE_TOOLS)}"}
+    )
     seed: int = field(default=0, metadata={"help": "of everything random"})
     bf16: bool = field(default=False, metadata={"help": "train in bfloat16 (fast where the processor has it)"})
     checkpoint_seconds: float = field(default=60.0, metadata={"help": "seconds between checkpoints of the generator"})
@@ -57,9 +60,10 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise GenrecError(f"unknown protocol {self.protocol!r}; there are: {', '.join(PROTOCOLS)}")
-        unknown = [name for name in self.tools if name not in TOOLS]
+        known = (*TOOLS, *MORE_TOOLS)
+        unknown = [name for name in self.tools if name not in known]
         if unknown:
-            raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(TOOLS)}")
+            raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(known)}")
         if len(set(self.tools)) < len(self.tools):
             raise GenrecError(f"a tool is there twice in {', '.join(self.tools)}; name each once")
         for names, least in ((("epochs", "layers", "positions", "max_history"), 1), (("levels", "codes"), 2)):

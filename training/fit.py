@@ -54,7 +54,7 @@ from genrec.io import (
 )
 from genrec.tokenizer.embeddings import TextEmbedder, embed_texts
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
-from genrec.tools import FLOORS
+from genrec.tools import TOOLS
 from training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -215,7 +215,10 @@ class Fit:
         return f"{ids.codes.shape[1]} levels, codes in use {used}, {found.collisions} collisions"
 
     def fit_tool(self, name: str) -> str:
-        FLOORS[name]().fit(self.split.train, self.dataset.catalog).save(self.folder / "tools" / name)
+        kind = TOOLS[name]
+        tool = kind(kind.config_type(seed=self.config.seed)) if hasattr(kind.config_type, "seed") else kind()
+        tool.work, tool.say = self.work / f"tool-{name}", lambda line: self.report(f"tool-{name}: {line}")
+        tool.fit(self.split.train, self.dataset.catalog).save(self.folder / "tools" / name)
         return "fitted on the training events"
 
     def choose_floor_weights(self) -> str:
@@ -230,7 +233,8 @@ class Fit:
         """The tools' proposals at the training positions, each from tools not fitted on its user."""
         from genrec.generator.teacher import teach
 
-        weights = {n: w for n, w in read_json(self.work / "floors.json")["floors"].items() if w}
+        chosen = read_json(self.work / "floors.json")["floors"]
+        weights = {n: w for n, w in chosen.items() if w and TOOLS[n].quick}  # the teachers are fitted once per fold
         if not self.config.teaching or not weights:
             return "none"
         catalog, train = self.dataset.catalog, self.split.train
@@ -238,7 +242,7 @@ class Fit:
         def say(done: int, total: int) -> None:
             self.report(f"teaching: {done:,} of {total:,} positions")
 
-        tools = {n: FLOORS[n] for n in weights}
+        tools = {n: TOOLS[n] for n in weights}
         taught = teach(train, catalog, tools, weights, seed=self.config.seed, report=say)
         with atomic(self.work / "taught.safetensors") as path:
             save_file({"taught": taught}, path)

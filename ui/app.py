@@ -18,6 +18,7 @@ from typing import Any
 
 from genrec.errors import GenrecError, missing_package
 from genrec.recommender import Recommender
+from genrec.tools import EBR
 from ui import render
 from ui.session import (
     Form,
@@ -54,7 +55,8 @@ def build(recommender: Recommender) -> gr.Blocks:
     """The page over one recommender. It opens on the first user of the data set; `serve` shows it."""
     weights = {name: chosen_weights(recommender, name) for name in recommender.bundle.dataset.scenarios}
     with gr.Blocks(title="genrec", analytics_enabled=False) as page:
-        parts = place(recommender.bundle.dataset, weights)
+        ebr = recommender.bundle.tools.get(EBR.name)
+        parts = place(recommender.bundle.dataset, weights, None if ebr is None else ebr.config.alpha)
         _wire(page, parts, recommender)
     return page
 
@@ -119,8 +121,10 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
     catalog, index = recommender.bundle.dataset.catalog, TitleIndex(recommender.bundle.dataset)
 
     def read(values: tuple[Any, ...]) -> Form:
-        now, text, query, scenario, trigger, count, *weights = values
-        return Form(now, text, query, scenario, trigger, int(count), dict(zip(at.weights, weights, strict=True)))
+        now, text, query, scenario, trigger, count, *rest = values
+        weights, alpha = rest[: len(at.weights)], rest[len(at.weights) :]
+        shown = dict(zip(at.weights, weights, strict=True))
+        return Form(now, text, query, scenario, trigger, int(count), shown, float(alpha[0]) if alpha else None)
 
     def answer(form: Form) -> Change:
         """The list and its trace, or what is wrong for the visitor as one line in their place."""
@@ -197,6 +201,7 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
 
     controls: list[Any] = [at.session, at.instruction, at.query, at.scenario, at.trigger, at.count]
     controls += at.weights.values()
+    controls += [] if at.alpha is None else [at.alpha]
     results: list[Any] = [at.notice, at.listed, at.traced]
     session: list[Any] = [at.session, at.history, at.trigger, at.instruction, at.about, at.told]
     session += [at.user, at.search, at.found]
@@ -238,6 +243,7 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
     # so the last list is of what the controls say.
     asking = [at.go.click, at.instruction.submit, at.query.submit, at.trigger.input, at.count.release]
     asking += [weight.release for weight in at.weights.values()]
+    asking += [] if at.alpha is None else [at.alpha.release]
     on(partial(gr.on, asking), answer, results, trigger_mode="always_last", show_progress="minimal")
     for box in (at.instruction, at.query):  # `input` would miss what is pasted or typed on a phone
         on(box.change, note, [at.told, *results], trigger_mode="always_last")

@@ -16,6 +16,7 @@ from ui.text import counted, plain
 
 USERS = 1000  # offered in the list; any other user of the data set may be typed
 TYPED = 200  # characters of a title search
+MAX_ALPHA = 3.0
 # A click on a button inside the HTML becomes an event with the row, and the position, that the button names.
 PICK = """element.addEventListener('click', event => {
   const button = event.target.closest('button[data-row]');
@@ -42,6 +43,7 @@ class Layout:
     more: gr.Button
     count: gr.Slider
     weights: dict[str, gr.Slider]
+    alpha: gr.Slider | None
     reset: gr.Button
     go: gr.Button
     notice: gr.HTML
@@ -49,9 +51,9 @@ class Layout:
     traced: gr.HTML
 
 
-def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]]) -> Layout:
-    """The components, inside an open gr.Blocks. weights: by scenario and part, what the sliders start from. It starts
-    at the first user."""
+def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]], alpha: float | None = None) -> Layout:
+    """The components, inside an open gr.Blocks. weights: by scenario and part, what the sliders start from; alpha: the
+    same for EBR's merge, None where the bundle has no EBR. It starts at the first user."""
     _html("top", render.header(dataset))
     notice = _html("notice")
     with gr.Row(elem_id="columns"):
@@ -83,12 +85,30 @@ def place(dataset: Dataset, weights: Mapping[str, Mapping[str, float]]) -> Layou
                     )
                     for i, (name, w) in enumerate(weights[HOME].items())
                 }
+                spread = None
+                if alpha is not None:
+                    label = "EBR: alpha (0 spreads over its clusters, more follows the user)"
+                    most = max(MAX_ALPHA, alpha)
+                    spread = gr.Slider(0, most, alpha, step=0.05, label=label, buttons=[], elem_id="alpha")
                 reset = gr.Button("Back to the weights chosen on validation", size="sm", elem_id="reset")
         with gr.Column(scale=9, min_width=320, elem_id="results"):
             listed = _html("listed")
             traced = _html("traced")
     return Layout(
-        gr.State(Session()), *who, *where, instruction, told, more, count, sliders, reset, go, notice, listed, traced
+        gr.State(Session()),
+        *who,
+        *where,
+        instruction,
+        told,
+        more,
+        count,
+        sliders,
+        spread,
+        reset,
+        go,
+        notice,
+        listed,
+        traced,
     )
 
 

@@ -18,6 +18,7 @@ from genrec.data.dataset import Dataset
 from genrec.data.scenarios import SCENARIOS
 from genrec.errors import GenrecError
 from genrec.recommender import MAX_INSTRUCTION, Recommender
+from genrec.tools import EBR, Controls, Tool
 from ui.text import plain
 
 MATCHES = 8
@@ -76,7 +77,8 @@ def with_stored(recommender: Recommender, session: Session, scenario: str) -> Se
 
 @dataclass(frozen=True)
 class Form:
-    """All that the controls say. text: the instruction box. trigger: item identifier. weights: the sliders."""
+    """All that the controls say. text: the instruction box. trigger: item identifier. weights: the sliders. alpha: how
+    EBR's clusters are merged, None for the fitted one."""
 
     session: Session
     text: str = ""
@@ -85,6 +87,7 @@ class Form:
     trigger: str | None = None
     count: int = 10
     weights: Mapping[str, float] = field(default_factory=dict)
+    alpha: float | None = None
 
     @property
     def source(self) -> str:
@@ -131,7 +134,10 @@ def ask(recommender: Recommender, form: Form) -> Trace:
     if not form.text.strip():
         context = replace(context, user=None)
     weights = weights_given(form.weights, chosen_weights(recommender, form.scenario))
-    return recommender.recommend(context, k=form.count, instruction=given, weights=weights)
+    tools: dict[str, Tool] = {}
+    if form.alpha is not None and isinstance(ebr := recommender.bundle.tools.get(EBR.name), EBR):
+        tools[EBR.name] = ebr.steered(Controls(alpha=form.alpha))
+    return recommender.recommend(context, k=form.count, instruction=given, weights=weights, tools=tools)
 
 
 def slider(weight: float) -> float:

@@ -9,6 +9,7 @@ from genrec.contracts import Evidence, Instruction, Trace
 from genrec.data.dataset import Catalog
 from ui.render import SOURCES, colour, context_line, part_names
 from ui.text import SENTENCE, WORD, element, safe
+from ui.tools import details
 
 HISTORY = 30  # newest items shown
 
@@ -104,7 +105,7 @@ def _card(trace: Trace, e: Evidence, catalog: Catalog) -> str:
     fused = f"weight {weight:.3g}" if weight else "not fused"
     return (
         f'<article><h4><i class="swatch {colour(part_names(trace), e.tool)}"></i>{safe(e.tool, WORD)}'
-        f"<small>{fused}</small></h4><p>{safe(e.sentence, SENTENCE)}</p><ol>{lines}</ol></article>"
+        f"<small>{fused}</small></h4><p>{safe(e.sentence, SENTENCE)}</p><ol>{lines}</ol>{details(e)}</article>"
     )
 
 

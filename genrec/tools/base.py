@@ -9,6 +9,7 @@ items of Amazon Beauty and ML-100K together; there "doubling" brought EASE from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -93,14 +94,18 @@ def half(data: np.ndarray) -> np.ndarray:
 class Tool:
     """The part of the Retriever protocol that every floor shares. Subclasses fit and score; this class retrieves.
 
-    `sentence` is filled with {seen}, the newest history titles, and {found}, the best titles.
+    `sentence` is filled with {seen}, the newest history titles, and {found}, the best titles. quick: a fit takes
+    seconds. work: the folder where a longer fit keeps its checkpoint; say: where it tells how it goes.
     """
 
     name: ClassVar[str]
     sentence: ClassVar[str]
     config_type: ClassVar[type[Any]]
+    quick: ClassVar[bool] = True
     config: Any
     titles: list[str]
+    work: Path | None = None
+    say: Callable[[str], None] = staticmethod(lambda _: None)
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.config_type() if config is None else config

@@ -1,0 +1,278 @@
+"""EBR as a tool: it learns, its scores are probabilities, controls, files, resuming, what it must not see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.contracts import Retriever, UserContext
+from genrec.data.dataset import Sequences
+from genrec.errors import GenrecError
+from genrec.tools.ebr import EBR, Controls, EBRConfig
+from genrec.tools.ebr.clusters import divide
+from genrec.tools.ebr.index import ClusterIndex
+from genrec.tools.ebr.model import Encoder
+from genrec.tools.ebr.train import Batches
+from genrec.tools.learning import _Run
+from tests.tools.ebr.ebr_world import PER_KIND, SMALL, world_catalog, world_sequences
+from tests.tools.small_world import contexts, sequences
+
+CONFIG = EBRConfig(**SMALL, epochs=20)
+ASKED = contexts([0, 1, 2], [9, 10], [], [16, 3, 25, 31])
+
+
+@pytest.fixture(scope="module")
+def ebr() -> EBR:
+    return EBR(CONFIG).fit(world_sequences(), world_catalog())
+
+
+def test_it_learns_the_next_item_and_beats_chance_by_far(ebr: EBR) -> None:
+    assert isinstance(ebr, Retriever) and ebr.name == "ebr"
+    asked = contexts(*([kind * PER_KIND + i, kind * PER_KIND + i + 1] for kind in range(4) for i in range(5)))
+    found = ebr.retrieve(asked, 3)
+    hits = [c.history[-1] + 1 in e.items.tolist() for c, e in zip(asked, found, strict=True)]
+    assert np.mean(hits) > 0.8
+    log_p, _ = ebr.parts(ebr.user_vectors(asked))
+    assert (log_p.argmax(axis=1) == ebr.clusters.of[[c.history[0] for c in asked]]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": "none"},
+        {"prompt": "prefix"},
+        {"divide": "random"},
+        {"divide": "categories"},
+        {"content": 0},
+        {"single": True, "prompt": "none", "negatives_from": "catalogue"},
+        {"single": True, "prompt": "none", "negatives_from": "mixed"},
+        {"single": True, "prompt": "none", "negatives_from": "catalogue", "loss": "bce"},
+    ],
+)
+def test_every_arm_fits_and_its_scores_are_log_probabilities_over_chance(changes: dict[str, Any]) -> None:
+    tool = EBR(replace(CONFIG, epochs=2, **changes)).fit(world_sequences(20), world_catalog())
+    scores = tool.score_all(ASKED)
+    assert scores.shape == (4, 32) and scores.dtype == np.float32 and not scores[2].any()
+    np.testing.assert_allclose(np.exp(scores).sum(axis=1), 32, rtol=1e-3)
+    assert all(e.tool == "ebr" for e in tool.retrieve(ASKED, 4))
+
+
+def test_a_prompt_starts_as_the_identity() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(CONFIG, np.zeros((32, 0), np.float16), 4).eval()
+    rows = torch.tensor([[1, 5, 9]])
+    plain = encoder(rows, torch.tensor([4]))
+    for k in range(4):
+        torch.testing.assert_close(encoder(rows, torch.tensor([k])), plain)
+    with torch.no_grad():
+        assert encoder.prompts is not None
+        encoder.prompts[2] += 0.5
+    assert not torch.allclose(encoder(rows, torch.tensor([2])), plain)
+    torch.testing.assert_close(encoder(rows, torch.tensor([4])), plain)  # no prompt stays no prompt
+
+
+def test_the_encoder_is_causal() -> None:
+    for prompt in ("hadamard", "prefix", "none"):
+        torch.manual_seed(0)
+        encoder = Encoder(replace(CONFIG, prompt=prompt), np.zeros((32, 0), np.float16), 4).eval()
+        a = encoder(torch.tensor([[1, 5, 9, 3]]), torch.tensor([1]))
+        b = encoder(torch.tensor([[1, 5, 30, 7]]), torch.tensor([1]))
+        torch.testing.assert_close(a[:, :2], b[:, :2])
+        assert not torch.allclose(a[:, 2], b[:, 2])
+
+
+def test_scores_do_not_depend_on_the_batch(ebr: EBR) -> None:
+    one_by_one = np.concatenate([ebr.score_all([c]) for c in ASKED])
+    np.testing.assert_allclose(ebr.score_all(ASKED), one_by_one, rtol=1e-4, atol=1e-4)
+
+
+def test_evidence_leaves_out_what_was_seen_and_says_how_it_came_about(ebr: EBR) -> None:
+    (found,) = ebr.retrieve([UserContext(history=(0, 1), trigger=2)], 6)
+    assert len(found.items) == 6 and not {0, 1, 2} & set(found.items.tolist())
+    assert (np.diff(found.scores) <= 0).all() and found.vector is not None and found.vector.shape == (16,)
+    assert found.sentence.startswith('Three of the last 3 choices opened the cluster "tea"')
+    assert found.details is not None
+    clusters = found.details["clusters"]
+    assert sum(c["items"] for c in clusters) == 6 and sum(c["share"] for c in clusters) == pytest.approx(1, abs=0.01)
+    assert clusters[0]["label"] == "tea" and clusters[0]["history"] == 3
+    of = ebr.clusters.of[found.items]
+    assert {c["cluster"]: c["items"] for c in clusters if c["items"]} == dict(
+        zip(*(x.tolist() for x in np.unique(of, return_counts=True)), strict=True)
+    )
+
+
+def test_nothing_to_go_by_and_lists_of_any_length(ebr: EBR) -> None:
+    (empty,) = ebr.retrieve(contexts([]), 5)
+    assert len(empty.items) == 0 and empty.vector is None and "Nothing to go by" in empty.sentence
+    assert len(ebr.retrieve(contexts([0]), 0)[0].items) == 0
+    whole = ebr.retrieve(contexts([0, 1]), 999)[0].items.tolist()  # more than the catalogue has
+    assert sorted(whole) == list(range(2, 32))
+    assert ebr.retrieve([], 5) == []
+
+
+def test_a_history_that_has_used_up_its_cluster_gets_the_others(ebr: EBR) -> None:
+    (found,) = ebr.retrieve(contexts(list(range(PER_KIND))), 10)
+    assert len(found.items) == 10 and (found.items >= PER_KIND).all()
+
+
+def test_alpha_narrows_the_list(ebr: EBR) -> None:
+    def entropy(alpha: float) -> float:
+        of = ebr.clusters.of[ebr.retrieve(contexts([0, 9, 17]), 12, Controls(alpha=alpha))[0].items]
+        p = np.bincount(of, minlength=4) / len(of)
+        return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+
+    found = [entropy(a) for a in (0.0, 0.5, 1.0, 2.0, 8.0)]
+    assert found[0] == pytest.approx(np.log(4)) and found == sorted(found, reverse=True)
+
+
+def test_quotas_and_floors_are_kept_and_steering_leaves_the_tool_as_it_is(ebr: EBR) -> None:
+    steered = ebr.steered(Controls(quotas={"bread": 2}, floors={"soap": 3}))
+    (found,) = steered.retrieve(contexts([0, 1, 2]), 9)
+    kinds = np.bincount(found.items // PER_KIND, minlength=4)
+    assert kinds[1] == 2 and kinds[3] >= 3 and kinds.sum() == 9
+    assert ebr.controls == Controls()
+    with pytest.raises(GenrecError, match="no cluster 'jam'"):
+        ebr.steered(Controls(quotas={"jam": 1}))
+    with pytest.raises(GenrecError, match="in a list of 4"):
+        steered.retrieve(contexts([0]), 4)
+    likeliest = ebr.retrieve(contexts([0, 1, 2]), 5, Controls(merge="global"))[0]
+    best = ebr.score_all(contexts([0, 1, 2]))[0]
+    best[[0, 1, 2]] = -np.inf
+    assert likeliest.items.tolist() == np.argsort(-best)[:5].tolist()
+
+
+def test_the_index_finds_what_scores_find(ebr: EBR) -> None:
+    whole = ebr.retrieve(ASKED, 6)
+    for exact in (True, False):
+        ebr._index = [ClusterIndex(ebr.items, ebr.clusters, exact, probes=99)]  # as for a large catalogue
+        found = ebr.retrieve(ASKED, 6)
+        for a, b in zip(whole, found, strict=True):
+            assert set(a.items.tolist()) == set(b.items.tolist())
+            np.testing.assert_allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-3)
+    ebr._index = []
+
+
+def test_a_saved_tool_says_the_same(ebr: EBR, tmp_path: Path) -> None:
+    ebr.save(tmp_path)
+    again = EBR.load(tmp_path)
+    np.testing.assert_allclose(again.score_all(ASKED), ebr.score_all(ASKED), atol=1e-5)
+    assert [e.sentence for e in again.retrieve(ASKED, 3)] == [e.sentence for e in ebr.retrieve(ASKED, 3)]
+    assert again.config == ebr.config and {f.name for f in tmp_path.iterdir()} == {"tool.json", "tool.safetensors"}
+    whole = (tmp_path / "tool.safetensors").read_bytes()
+    (tmp_path / "tool.safetensors").write_bytes(whole[:-200])
+    with pytest.raises(GenrecError, match="damaged"):
+        EBR.load(tmp_path)
+
+
+def test_a_killed_fit_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, train = replace(CONFIG, epochs=12, dropout=0.2), world_sequences(24)
+    whole = EBR(config).fit(train, world_catalog()).score_all(ASKED)
+    killed = EBR(config)
+    killed.work = tmp_path
+    save = _Run.save
+
+    def dies(run: _Run, path: Path, identity: str) -> None:
+        save(run, path, identity)
+        if run.step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("genrec.tools.learning.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(_Run, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(train, world_catalog())
+    again = EBR(config)
+    again.work = tmp_path
+    np.testing.assert_array_equal(again.fit(train, world_catalog()).score_all(ASKED), whole)
+    other = EBR(replace(config, dropout=0.1))
+    other.work = tmp_path
+    with pytest.raises(GenrecError, match="another configuration"):
+        other.fit(train, world_catalog())
+
+
+def test_events_after_the_cut_change_nothing() -> None:
+    """Clusters, weights and scores are those of the training events alone, whatever comes after them."""
+    whole = world_sequences(20)
+    cut = whole.times < 86400 * 45
+    changed = replace(whole, items=np.where(cut, whole.items, (whole.items + 5) % 32).astype(np.int32))
+    assert (changed.items != whole.items).any()
+    tools = [EBR(replace(CONFIG, epochs=2)).fit(s.keep(cut), world_catalog()) for s in (whole, changed)]
+    for name, a in tools[0].arrays().items():
+        np.testing.assert_array_equal(a, tools[1].arrays()[name])
+    np.testing.assert_array_equal(*(t.score_all(ASKED) for t in tools))
+
+
+def test_what_is_held_out_is_of_training_and_not_trained_on() -> None:
+    train = world_sequences(40)
+    batches = Batches(train, divide(train, world_catalog(), CONFIG), CONFIG)
+    ends = {int(e) for e in batches.ends}
+    held = [u for u in range(40) if int(train.offsets[u + 1]) not in ends]
+    assert len(held) == len(batches.held_out.targets) == 4
+    assert batches.held_out.targets.tolist() == [int(train.items[train.offsets[u + 1] - 1]) for u in held]
+    last = {int(train.offsets[u + 1]) for u in held}
+    for epoch in range(3):
+        assert not last & set(batches.rows_of(epoch)[:, 1].tolist())
+
+
+def test_rows_of_prompts_learn_every_position_once() -> None:
+    """Every (position, own cluster) pair is learned by exactly one row, and every position by the un-prompted one."""
+    train = world_sequences(6, length=9, seed=3)
+    config = replace(CONFIG, max_history=50, held_out=0)
+    batches = Batches(train, divide(train, world_catalog(), config), config)
+    of, seen, asked = batches.clusters.of, [], 0
+    for step in range(batches.per_epoch):
+        _, targets, _, prompts = batches.at(step)
+        for row, prompt in zip(targets.tolist(), prompts.tolist(), strict=True):
+            there = [t for t in row if t >= 0]
+            asked += len(there) if prompt == 4 else 0
+            seen += [t for t in there if of[t] == prompt]
+    assert asked == len(seen) == 6 * 8
+
+
+def test_long_histories_are_cut_to_windows_that_cover_them() -> None:
+    train = sequences(list(np.random.default_rng(0).integers(0, 32, 120)))
+    config = replace(CONFIG, max_history=20, prompt="none", held_out=0)
+    batches = Batches(train, divide(train, world_catalog(), config), config)
+    for epoch in range(4):
+        rows = batches.rows_of(epoch)
+        assert (rows[:, 1] - rows[:, 0] <= 21).all()
+        learned = {p for a, b, _ in rows.tolist() for p in range(a + 1, b)}
+        assert learned == set(range(1, 120))
+
+
+def test_training_without_events_scores_zero_or_chance() -> None:
+    for train in (sequences([], []), sequences([3])):
+        tool = EBR(CONFIG).fit(train, world_catalog())
+        assert np.isfinite(tool.score_all(ASKED)).all() and not tool.score_all(contexts([])).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"clusters": 0}, "clusters is 0"),
+        ({"divide": "tags"}, "divide is 'tags'; it must be one of kmeans"),
+        ({"width": 15, "heads": 2}, "multiple of its 2 heads"),
+        ({"single": True}, "single vector takes prompt 'none'"),
+        ({"negatives_from": "catalogue"}, "negatives from the cluster itself"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+    ],
+)
+def test_settings_say_what_is_wrong(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(GenrecError, match=said):
+        EBRConfig(**changes)
+
+
+def test_weights_of_events_count(ebr: EBR) -> None:
+    """An event without weight teaches nothing."""
+    train = world_sequences(20)
+    tail = train.user_of % 2 == 1
+    silent = Sequences(
+        train.users, train.offsets, train.items, train.times, np.where(tail, 0, 1).astype(np.float32), train.ratings
+    )
+    tool = EBR(replace(CONFIG, epochs=3, held_out=0)).fit(silent, world_catalog())
+    assert np.isfinite(tool.score_all(ASKED)).all()
