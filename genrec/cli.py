@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import importlib
 import json
 import os
 import sys
@@ -95,7 +96,13 @@ def parser() -> argparse.ArgumentParser:
     one = command(
         "fit", commands.fit, "make a bundle: semantic IDs, tools, generator, fusion and report; a killed fit goes on"
     )
-    _settings(one)
+    _settings(one, "training.config", "FitConfig")
+    _json(one)
+
+    one = command(
+        "align", commands.align, "align a bundle's generator to every scenario's reward; a killed alignment goes on"
+    )
+    _settings(one, "training.align_config", "AlignConfig")
     _json(one)
 
     one = command("instruct", commands.instruct, "let the language model write instructions for users, and store them")
@@ -258,12 +265,11 @@ def _address(one: argparse.ArgumentParser) -> None:
     one.add_argument("--port", type=_port, default=7860, help="port to serve on (default: %(default)s)")
 
 
-def _settings(one: argparse.ArgumentParser) -> None:
-    """A flag for every field of FitConfig: name, type, default, choices and help are the field's."""
-    from training.config import FitConfig
-
-    kinds = typing.get_type_hints(FitConfig)
-    for field in dataclasses.fields(FitConfig):
+def _settings(one: argparse.ArgumentParser, module: str, name: str) -> None:
+    """A flag for every field of a config dataclass: name, type, default, choices and help are the field's."""
+    config = getattr(importlib.import_module(module), name)
+    kinds = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
         flag, kind = "--" + field.name.replace("_", "-"), kinds[field.name]
         said: dict[str, Any] = {"dest": field.name, "help": field.metadata["help"].replace("%", "%%")}
         if field.default is dataclasses.MISSING:

@@ -143,6 +143,24 @@ def fit(args: argparse.Namespace) -> None:
     terminal.say(f"{folder} is ready: genrec recommend --bundle {folder} --user ID, or genrec ui --bundle {folder}")
 
 
+def align(args: argparse.Namespace) -> None:
+    """Makes an aligned bundle from the flags."""
+    from training.align_config import AlignConfig
+
+    config = AlignConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(AlignConfig)})
+    clock = time.perf_counter()
+    with terminal.work("align") as report:
+        from training.align import align as make
+
+        folder = make(config, report)
+    if args.json:
+        seconds = round(time.perf_counter() - clock, 1)
+        terminal.show_json({"bundle": str(folder), "seconds": seconds, "settings": config.as_dict()})
+        return
+    terminal.show_report(_stored_report(folder))
+    terminal.say(f"{folder} is ready: genrec recommend --bundle {folder} --user ID, or genrec ui --bundle {folder}")
+
+
 def instruct(args: argparse.Namespace) -> None:
     """Runs the near-line batch job over users of a bundle."""
     if twice := [user for i, user in enumerate(args.user or []) if user in args.user[:i]]:

@@ -30,7 +30,9 @@ from genrec.instructions.store import open_store
 from training.config import HEADS, PACKAGED, PROTOCOLS, TOOLS, FitConfig
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "data", "fit", "instruct", "worker", "recommend", "trace", "eval", "rank", "ui")
+COMMANDS = (
+    "demo", "data", "fit", "align", "instruct", "worker", "recommend", "trace", "tool", "eval", "rank", "ui",
+)  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 
 

@@ -80,7 +80,7 @@ def test_the_python_example_prints_titles(own_shop: tuple[Path, str]) -> None:
 
 def test_every_command_that_the_readme_shows_is_one() -> None:
     shown = re.findall(r"^\| `genrec ([^`]*)`", README, flags=re.M)
-    assert len(shown) == 11
+    assert len(shown) == 12
     examples = "".join(blocks(README, "sh"))
     for line in [*shown, *re.findall(r"^genrec (.*)$", examples, flags=re.M)]:
         words = [f"/{word}" if word.isupper() else word for word in line.split()]

@@ -98,7 +98,7 @@ class Fit:
 
     def run(self) -> Path:
         """The finished bundle. An existing bundle of the same config is returned as it is."""
-        identity = identity_of(self.config)
+        identity = self.identity()
         if self.finished(identity):
             return self.out
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
@@ -120,6 +120,10 @@ class Fit:
             if not self.finished(identity):  # by a fit that has just ended
                 self.make(identity)
         return self.out
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two fits the same; the bundle's config."""
+        return identity_of(self.config)
 
     def finished(self, identity: dict[str, Any]) -> bool:
         """Whether the bundle is there, made with the same settings. Clears away the work folder that a kill after the
@@ -381,11 +385,11 @@ class Fit:
 
     def parts(self) -> Bundle:
         """The unfinished bundle, to read its finished parts."""
-        return Bundle(self.folder, identity_of(self.config))
+        return Bundle(self.folder, self.identity())
 
     def choose_weights(self) -> str:
         """The fusion of every scenario, on the validation requests that qualify for it."""
-        from training.evaluate import floor_weights, fused_weights, requests_of
+        from training.evaluate import fused_weights, requests_of
 
         parts, chosen = self.parts(), {}
         for name in self.dataset.scenarios:
@@ -393,12 +397,18 @@ class Fit:
             sample = requests.sample(WEIGHING if name == HOME else WEIGHING // 4, seed=2)
             if not len(sample) or (SCENARIOS[name].query and self.config.embeddings):
                 continue  # served with home's weights
-            stored = read_json(self.work / "floors.json")["floors"] if name == HOME else None
-            floors = stored or floor_weights(parts.tools, sample)
+            floors = self.floors_of(name, sample)
             chosen[name] = {"floors": floors, "fused": fused_weights(parts, sample, floors)}
             self.report(f"fusion: {name}, {len(sample):,} validation requests")
         write_json(self.folder / "fusion.json", chosen)
         return ", ".join(f"{name} {w:g}" for name, w in chosen[HOME]["fused"].items() if w)
+
+    def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
+        """The tools' weights in a scenario, on a sample of its validation requests."""
+        from training.evaluate import floor_weights
+
+        stored = read_json(self.work / "floors.json")["floors"] if scenario == HOME else None
+        return stored or floor_weights(self.parts().tools, sample)
 
     def make_report(self) -> str:
         from training.evaluate import evaluate_bundles

@@ -23,7 +23,8 @@ from genrec.errors import GenrecError
 from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.igr import q2i_loss
 from genrec.generator.model import GeneratorModel
-from genrec.io import atomic, read_json, write_json
+from genrec.io import read_json, write_json
+from training.state import State
 
 # lambda_r and lambda_d of Eq. 2: the paper does not say; these are those of the one public re-implementation.
 Q2I_VARIANCE, Q2I_DECORRELATION = 0.01, 0.01
@@ -104,29 +105,12 @@ def teaching(config: TrainingConfig, step: int, steps: int) -> float:
     return config.teaching if step < TAUGHT * steps else 0.0
 
 
-class Run:
+class Run(State):
     """One training run: the model, the optimiser, the averaged weights, and where it stands."""
 
     def __init__(self, model: GeneratorModel, data: TrainingData, config: TrainingConfig) -> None:
-        self.model, self.data, self.config = model, data, config
-        self.names = [n for n, _ in model.named_parameters()]
-        self.parameters: list[Tensor] = [p for _, p in model.named_parameters()]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.best_weights = [p.detach().clone() for p in self.parameters]
-        decay = [p for p in self.parameters if p.dim() > 1]
-        plain = [p for p in self.parameters if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
-        for p in self.parameters:  # moments exist from the start, so that a checkpoint always has them
-            state = self.optimizer.state[p]
-            state["step"] = torch.zeros((), device=p.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        self.step = 0
-        self.best: float | None = None
+        super().__init__(model, config.learning_rate, config.weight_decay)
+        self.data, self.config = data, config
         size = model.config.max_history
         counts = [len(data.epoch(size, config.positions, config.seed, e)) for e in range(config.epochs)]
         self.ends = torch.tensor(counts).cumsum(0).tolist()
@@ -162,58 +146,8 @@ class Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
         self.optimizer.step()
-        self.step += 1
-        decay = min(config.average, self.step / (self.step + 9))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.count_step(config.average)
         return levels, int((batch.targets >= 0).sum())
-
-    def use(self, weights: list[Tensor]) -> list[Tensor]:
-        """Puts weights into the model and returns those that were there."""
-        before = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            for p, w in zip(self.parameters, weights, strict=True):
-                p.copy_(w)
-        return before
-
-    def save(self, folder: Path) -> None:
-        """Everything needed to go on, in one file that is whole or absent."""
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {}
-        for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
-            state = self.optimizer.state[p]
-            tensors |= {
-                f"weight.{name}": p.detach(),
-                f"average.{name}": self.average[i],
-                f"best.{name}": self.best_weights[i],
-                f"first.{name}": state["exp_avg"],
-                f"second.{name}": state["exp_avg_sq"],
-            }
-        meta = {"step": str(self.step), "best": "" if self.best is None else repr(self.best)}
-        with atomic(folder / "checkpoint.safetensors") as path:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
-
-    def load(self, folder: Path) -> bool:
-        """Goes back to the last checkpoint; False where there is none."""
-        from safetensors import safe_open
-
-        path = folder / "checkpoint.safetensors"
-        if not path.exists():
-            return False
-        with safe_open(path, "pt") as f, torch.no_grad():
-            meta = f.metadata()
-            for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
-                state = self.optimizer.state[p]
-                p.copy_(f.get_tensor(f"weight.{name}"))
-                self.average[i].copy_(f.get_tensor(f"average.{name}"))
-                self.best_weights[i].copy_(f.get_tensor(f"best.{name}"))
-                state["exp_avg"].copy_(f.get_tensor(f"first.{name}"))
-                state["exp_avg_sq"].copy_(f.get_tensor(f"second.{name}"))
-                state["step"].fill_(int(meta["step"]))
-            self.step = int(meta["step"])
-            self.best = float(meta["best"]) if meta["best"] else None
-        return True
 
 
 def train(

@@ -185,7 +185,7 @@ def train(config: ThinkerConfig, report: Report = print, command: str | None = N
     if checkpoint:
         report(f"thinker: goes on at {checkpoint.name}")
     losses = {"before": _loss(trainer) if measured else None}
-    if checkpoint and _step(checkpoint) == (config.stop or config.steps):  # training on would take a step too many
+    if checkpoint and step_of(checkpoint) == (config.stop or config.steps):  # training on would take a step too many
         trainer._load_from_checkpoint(str(checkpoint))
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -195,14 +195,14 @@ def train(config: ThinkerConfig, report: Report = print, command: str | None = N
         "base": {
             "name": base,
             "model": str(Path(path).resolve()) if config.model else base,
-            "sha256": _weights_digest(Path(path)),
+            "sha256": weights_digest(Path(path)),
         },
         "examples": len(taught),
         "held_out_loss": losses,
         "resumed": checkpoint is not None,
     }
     about |= made | {"seconds": round(time.perf_counter() - clock, 1)}
-    _keep(trainer, out, about)
+    keep_adapter(trainer, out, about)
     shutil.rmtree(work)
     report(f"{out}: {sum(p.stat().st_size for p in out.iterdir()) / 1e6:.1f} MB, held-out loss {losses}")
     return out
@@ -302,10 +302,11 @@ def make_trainer(
 def last_checkpoint(work: Path) -> Path | None:
     """The newest whole checkpoint; one that a kill cut off has no trainer_state.json, which is written last."""
     whole = [p.parent for p in (work / "checkpoints").glob("checkpoint-*/trainer_state.json") if _readable(p)]
-    return max(whole, key=_step, default=None)
+    return max(whole, key=step_of, default=None)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step at which TRL wrote a checkpoint."""
     return int(checkpoint.name.split("-")[1])
 
 
@@ -320,14 +321,14 @@ def _loss(trainer: Trainer) -> float:
     return round(float(trainer.evaluate()["eval_loss"]), 4)
 
 
-def _weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """sha256 over the digests of the folder's safetensors files, in order of name."""
     import hashlib
 
     return hashlib.sha256("".join(sha256(p) for p in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
 
 
-def _keep(trainer: Trainer, out: Path, about: dict[str, Any]) -> None:
+def keep_adapter(trainer: Trainer, out: Path, about: dict[str, Any]) -> None:
     """Adapter weights in bfloat16, their configuration and the provenance; whole or not at all."""
     import torch
     from peft import get_peft_model_state_dict

@@ -124,24 +124,46 @@ class Walk:
         self.hidden = self.model.advance(self.state, level, codes, grid, past[self.followed])
 
 
+def perturbed(scores: Tensor, above: Tensor, noise: torch.Generator) -> Tensor:
+    """Keys of children whose largest are drawn like items without replacement: float [B, W, C].
+
+    scores: log-probabilities from the root, [B, W, C], MASKED where there is no child; above: the keys of their nodes,
+    [B, W]. Gumbel noise is added to the scores, on condition that the largest of a node's children is the node's own
+    key (stochastic beam search: Kool et al. 2019, 1903.06059, in the stable form of its appendix B.3).
+    """
+    g = scores - torch.empty_like(scores).exponential_(generator=noise).log()
+    top = g.max(-1, keepdim=True).values
+    v = above.unsqueeze(-1) - g + torch.log1p(-torch.exp(g - top))
+    keys = above.unsqueeze(-1) - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
+    return keys.masked_fill(scores <= MASKED / 2, MASKED)
+
+
 @torch.no_grad()
 def beam_search(
-    model: GeneratorModel, history: History, request: Request, width: int, allowed: Tensor | None = None
+    model: GeneratorModel,
+    history: History,
+    request: Request,
+    width: int,
+    allowed: Tensor | None = None,
+    noise: torch.Generator | None = None,
 ) -> Beam:
     """The best `width` items of each of B users. allowed: bool [B, N], all items when None.
 
-    With width at least the number of nodes on every level this is exhaustive scoring.
+    With width at least the number of nodes on every level this is exhaustive scoring. noise: on the model's device; the
+    items are then drawn from the model without replacement instead, in the order in which they were drawn; `scores`
+    stay their log-probabilities. Where `allowed` leaves items out, a draw that would have led there is drawn again
+    below the last allowed node.
     """
     parts = passes(history, width)
     if len(parts) > 1:
         found = [
-            beam_search(model, history.of(p), request.of(p), width, None if allowed is None else allowed[p])
+            beam_search(model, history.of(p), request.of(p), width, None if allowed is None else allowed[p], noise)
             for p in parts
         ]
         back = torch.cat(parts).argsort()
         return Beam(torch.cat([f.items for f in found])[back], torch.cat([f.scores for f in found])[back])
     walk = Walk(model, history, request)
-    scores = torch.zeros(walk.nodes.shape, device=walk.nodes.device)
+    scores = keys = torch.zeros(walk.nodes.shape, device=walk.nodes.device)
     if allowed is not None:  # how many allowed leaves lie before each leaf
         before = F.pad(allowed[:, model.leaf_items].cumsum(1, dtype=torch.int32), (1, 0))
     for level in range(model.config.levels):
@@ -153,7 +175,9 @@ def beam_search(
             child = child.clamp(max=len(leaf) - 2)
             legal = before.gather(1, leaf[child + 1]) > before.gather(1, leaf[child])
             values = values.masked_fill(~legal.view_as(values), MASKED)
-        scores, choice = values.flatten(1).topk(min(width, values[0].numel()), 1)
+        wanted = values if noise is None else perturbed(values, keys, noise)
+        keys, choice = wanted.flatten(1).topk(min(width, values[0].numel()), 1)
+        scores = values.flatten(1).gather(1, choice)
         parent = choice // width_here
         dead = scores <= MASKED / 2
         nodes = (start.gather(1, parent) + choice % width_here).masked_fill(dead, 0)

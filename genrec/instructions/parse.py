@@ -52,6 +52,7 @@ def objects(text: str) -> Iterator[Any]:
 
 
 _MARKS = " ,;:-/.'("
+_FIRST = " ,;:-/."  # a title may begin with the others: "'Til There Was You"
 
 
 def _tidy(text: str, schema: Mapping[str, Any]) -> str:
@@ -59,10 +60,10 @@ def _tidy(text: str, schema: Mapping[str, Any]) -> str:
     words = clean(text, 4 * len(text) + 4)
     if len(text) >= schema.get("maxLength", len(text) + 1) and " " in words:
         words = words[: words.rfind(" ")]
-    parts = re.split(r"(,? and |, )", words.strip(_MARKS))
+    parts = re.split(r"(,? and |, )", words.lstrip(_FIRST).rstrip(_MARKS))
     kept, seen = "", {""}
     for i in range(0, len(parts), 2):
-        part = parts[i].strip(_MARKS)
+        part = parts[i].lstrip(_FIRST).rstrip(_MARKS)
         if part.casefold() not in seen:
             seen.add(part.casefold())
             kept += (parts[i - 1] if kept else "") + part

@@ -1,0 +1,317 @@
+"""Alignment of a real tiny generator: it learns what is rewarded, never ends below its start, and survives a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.alignment.judges import Bench, Judge
+from genrec.alignment.rewards import Rewards, ScenarioWeights
+from genrec.data.dataset import Sequences
+from genrec.errors import GenrecError
+from genrec.generator.batches import ScenarioTask, TrainingData
+from genrec.generator.config import GeneratorConfig
+from genrec.generator.model import GeneratorModel
+from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
+from training.align import verdict
+from training.align_config import LOSSES, AlignConfig
+from training.policy import Aligner, Positions, advantages_of, histogram, loss_function
+
+ITEMS, DIMENSIONS = 24, 8
+
+
+def world() -> tuple[GeneratorModel, Positions, Bench]:
+    """An untrained generator, users who walk round the catalogue, and judges without any tool."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(ITEMS, DIMENSIONS)).astype(np.float32)
+    ids = SemanticIDs.fit(x, TokenizerConfig(levels=2, codes=8))
+    torch.manual_seed(0)
+    config = GeneratorConfig(
+        items=ITEMS, text_dim=DIMENSIONS, d_model=16, heads=2, d_ff=32, encoder_layers=1, decoder_layers=1, levels=2,
+        codes=8, max_history=6, dropout=0.1, scenarios=["home", "item", "search", "discovery"],
+    )  # fmt: skip
+    model = GeneratorModel(config).set_catalog(ids.trie, torch.from_numpy(x))
+    users, length = 30, 7
+    items = (rng.integers(0, ITEMS, (users, 1)) + np.arange(length)) % ITEMS
+    train = Sequences(
+        [str(u) for u in range(users)],
+        np.arange(users + 1, dtype=np.int64) * length,
+        items.reshape(-1).astype(np.int32),
+        np.tile(np.arange(length) * 86400.0, users),
+        np.ones(users * length, np.float32),
+        np.full(users * length, np.nan, np.float32),
+    )
+    every = np.ones(train.events, bool)
+    tasks = (
+        ScenarioTask("item", every, 0.2, trigger=True),
+        ScenarioTask("search", every, 0.2, query=True),
+        ScenarioTask("discovery", train.items >= 12, 0.2),
+    )
+    data = TrainingData(train, tasks, {"home": 0, "item": 1, "search": 2, "discovery": 3}, x[:, None], DIMENSIONS)
+    fold = np.arange(users) % 2
+    judge = Judge({}, np.eye(ITEMS, dtype=np.float32), np.full(ITEMS, 0.5, np.float32))
+    bench = Bench.of([judge, judge], ids.trie, x, lambda _: {}, train)
+    return model, Positions(data, fold, x), bench
+
+
+TAIL = ScenarioWeights(
+    {n: {"format": 0.1, "tail": 0.9} for n in ("home", "item", "search", "discovery")}, {"home": 1.0}
+)
+
+
+def settings(**changes: object) -> AlignConfig:
+    made: dict[str, object] = {
+        "bundle": Path("b"), "out": Path("o"), "steps": 12, "updates": 3, "requests": 8, "group": 6, "anchor": 0.1,
+        "anchor_positions": 64, "evaluate_steps": 6, "patience": 0, "learning_rate": 1e-2,
+    }  # fmt: skip
+    return AlignConfig(**(made | changes))  # type: ignore[arg-type]
+
+
+def aligner(config: AlignConfig, weights: ScenarioWeights = TAIL) -> Aligner:
+    model, positions, bench = world()
+    return Aligner(model, positions, bench, weights, config, [f"item {i}" for i in range(ITEMS)])
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def constant(_: GeneratorModel) -> dict[str, float]:
+    return {"ndcg": 0.5}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_earns_more_of_what_is_rewarded(loss: str, tmp_path: Path) -> None:
+    """The reward is the long tail, which has nothing to do with the target: the floor stays out of its way."""
+    run = aligner(settings(loss=loss, steps=60, anchor=0.0, evaluate_steps=60, floor=False))
+    run.run(tmp_path, constant, lambda _: None)
+    said = log(tmp_path)
+    first, last = (np.mean([line["reward"] for line in part]) for part in (said[1:4], said[-3:]))
+    assert last > first + 0.05
+    assert all(not line["skipped"] for line in said[1:])
+
+
+def test_the_untouched_model_comes_back_where_nothing_is_better(tmp_path: Path) -> None:
+    run = aligner(settings())
+    before = [p.detach().clone() for p in run.parameters]
+    values = iter([0.9, 0.5, 0.8])
+    model = run.run(tmp_path, lambda _: {"ndcg": next(values)}, lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert verdict((tmp_path / "log.jsonl").read_text()) == (
+        "validation NDCG@10 0.9000 was never exceeded: the model stays as it was"
+    )
+
+
+def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
+    run = aligner(settings(steps=60, patience=2))
+    values, seen = iter([0.1, 0.7, 0.6, 0.5, 0.4]), []
+
+    def evaluate(m: GeneratorModel) -> dict[str, float]:
+        seen.append(m.start.detach().clone())
+        return {"ndcg": next(values)}
+
+    model = run.run(tmp_path, evaluate, lambda _: None)
+    assert len(seen) == 4 and run.step == 18  # two validations after the best, then the end
+    assert torch.equal(model.start, seen[1])
+    assert verdict((tmp_path / "log.jsonl").read_text()) == "validation NDCG@10 0.1000 -> 0.7000 at step 6"
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_ends_with_the_same_weights_and_the_same_log(tmp_path: Path) -> None:
+    config = settings(steps=18, checkpoint_seconds=0.0)
+
+    def run(folder: Path, kill_at: int | None) -> GeneratorModel:
+        calls = 0
+
+        def evaluate(m: GeneratorModel) -> dict[str, float]:
+            return {"ndcg": float(m.start.detach().sum())}
+
+        def report(line: dict) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:  # after the log, before the checkpoint
+                raise Killed
+
+        return aligner(config).run(folder, evaluate, report)
+
+    whole = run(tmp_path / "whole", None)
+    for kill_at in (1, 3, 2):
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", kill_at)
+    resumed = run(tmp_path / "broken", None)
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    one, two = (
+        [{k: v for k, v in x.items() if k != "seconds"} for x in log(tmp_path / n)] for n in ("whole", "broken")
+    )
+    assert one == two
+    again = run(tmp_path / "broken", None)  # a finished run is only read
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    aligner(settings(steps=3)).run(tmp_path, constant, lambda _: None)
+    with pytest.raises(GenrecError, match="alignment of other settings"):
+        aligner(settings(steps=3, learning_rate=1e-3)).run(tmp_path, constant, lambda _: None)
+
+
+def test_the_log_holds_what_must_be_watched(tmp_path: Path) -> None:
+    weights = ScenarioWeights.load()
+    aligner(settings(steps=6), weights).run(tmp_path, constant, lambda _: None)
+    first, *rest = log(tmp_path)
+    assert first == {"step": 0, "validation": {"ndcg": 0.5}, "best": 0.5}
+    for line in rest:
+        assert set(line["reward_by_part"]) >= {"format", "hit", "ranking"} and line["reward_by_part"]["format"] == 1
+        assert 0 <= line["suppressed"] <= 1 and 0 <= line["groups_without_positive"] <= 1
+        assert len(line["entropy"]) == 2 == len(line["legality"]) and line["legality"][0] == pytest.approx(1)
+        for shares in (line["ratio_histogram"], line["gate_histogram"]):  # written with six digits each
+            assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert line["ratio_largest"] != 1.0  # the last of several steps is off-policy: the gate works
+        assert {"rollout", "reward", "update"} <= set(line["seconds"])
+        assert line["completions"] == 48
+
+
+def test_the_first_of_several_steps_is_on_policy() -> None:
+    run = aligner(settings())
+    rollout = run.roll_out()
+    old, said = run.update(rollout, None)
+    assert said["ratio_mean"] == 1.0 == said["ratio_largest"]
+    _, said = run.update(rollout, old)
+    assert said["ratio_largest"] > 1.0
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    run = aligner(settings())
+    rollout = run.roll_out()
+    old, _ = run.update(rollout, None)
+    before = [p.detach().clone() for p in run.parameters]
+    run.loss = lambda new, *_: new.sum() * torch.nan
+    _, said = run.update(rollout, old)
+    assert said["skipped"] and all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=True))
+
+
+def test_requests_take_turns_among_users_and_qualify_for_their_scenario() -> None:
+    _, positions, _ = world()
+    shares = {"home": 0.25, "item": 0.25, "search": 0.25, "discovery": 0.25}
+    contexts, events = positions.draw(30, shares, np.random.default_rng(0))
+    train = positions.data.train
+    assert sorted(c.user for c in contexts) == sorted(train.users)  # type: ignore[type-var]
+    for context, event in zip(contexts, events.tolist(), strict=True):
+        start = int(train.offsets[train.user_of[event]])
+        assert context.history == tuple(train.items[start:event].tolist()) and context.history
+        assert (context.trigger == context.history[-1]) if context.scenario == "item" else context.trigger is None
+        assert context.scenario != "discovery" or train.items[event] >= 12
+    asked = positions.asked(contexts, train.items[events])
+    assert asked is not None
+    for context, row in zip(contexts, asked, strict=True):
+        assert np.isfinite(row).all() == (context.scenario == "search")
+    assert len(positions.draw(100, shares, np.random.default_rng(0))[0]) == 100  # more than there are users
+
+
+def test_missing_and_equal_rewards_say_nothing() -> None:
+    total = np.array([[0.5, 0.5, 0.5], [0.1, 0.9, 0.4], [0.1, 0.9, 0.4]], np.float32)
+    floor = np.array([0.9, 0.95, np.nan], np.float32)
+    given = Rewards(total, total, floor, np.zeros((3, 3), bool), {})
+    items = np.array([[1, 2, 3], [1, 2, -1], [1, 2, 3]])
+    advantages, zeroed = advantages_of(given, items, settings())
+    assert advantages[0].tolist() == [0, 0, 0]
+    assert advantages[1, 2] == 0 and advantages[1, 0] < 0 and zeroed[1].tolist() == [False, True, False]
+    assert advantages[2, 1] > 0 and not zeroed[2].any()  # no target, no floor
+    for other in (settings(loss="sapo"), settings(floor=False)):
+        assert not advantages_of(given, items, other)[1].any()
+
+
+def test_temperatures_go_to_the_gated_losses_alone() -> None:
+    new, old = torch.zeros(1, 1), torch.full((1, 1), -0.7)
+    rest = (torch.ones(1), torch.ones(1, 1, dtype=torch.bool))
+    for loss in ("sa-gcpo", "sapo"):
+        one, two = (loss_function(settings(loss=loss, temperature_positive=t))(new, old, *rest) for t in (1.0, 3.0))
+        assert one != two
+    assert loss_function(settings(loss="grpo", temperature_positive=9.0))(new, old, *rest).item() == pytest.approx(-1.2)
+
+
+def test_histograms_are_shares_and_open_above() -> None:
+    assert histogram(np.array([0.1, 0.9, 5.0, 1e9]), (0.0, 0.5, 2.0)) == [0.25, 0.25, 0.5]
+    assert histogram(np.zeros(0), (0.0, 1.0)) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"loss": "ppo"}, "unknown loss 'ppo'; there are: sa-gcpo"), ({"rollouts": "greedy"}, "unknown rollouts"),
+     ({"group": 1}, "group is 1; it must be at least 2"), ({"steps": 0}, "steps is 0"),
+     ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"), ({"anchor": -1.0}, "anchor is -1.0"),
+     ({"temperature_negative": float("nan")}, "temperature_negative is nan"), ({"average": 1.0}, "average is 1.0")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(GenrecError, match=message):
+        settings(**changes)
+
+
+def test_the_choices_of_the_flag_are_the_losses_there_are() -> None:
+    from genrec.alignment import losses
+
+    assert tuple(losses.LOSSES) == LOSSES
+
+
+# -- from bundle to bundle ------------------------------------------------------------------------------
+
+
+def test_a_bundle_becomes_an_aligned_bundle_and_stays_one(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genrec.bundle import Bundle
+    from training.align import Align, align
+
+    config = replace(settings(steps=6, requests=6, group=4), bundle=tiny_bundle, out=tmp_path / "aligned")
+    said: list[str] = []
+    with monkeypatch.context() as patch:  # killed after the loop
+        patch.setattr(Align, "choose_weights", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            align(config, said.append)
+    out = align(config, said.append)
+    assert any(line.startswith("generator: done before") for line in said)
+    made, source = Bundle.load(out), Bundle.load(tiny_bundle)
+    assert made.config["aligned"]["loss"] == "sa-gcpo" and made.config["aligned"]["bundle"]
+    assert {k: v for k, v in made.config.items() if k != "aligned"} == source.config
+    assert (made.semantic_ids.codes == source.semantic_ids.codes).all() and list(made.tools) == list(source.tools)
+    lines = [json.loads(x) for x in (out / "report" / "alignment.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    assert set(lines[0]["validation"]) == {"ndcg", *source.dataset.scenarios} - {"search"}  # watched in every scenario
+    assert {name: made.fusion(name)["floors"] for name in made.weights} == {
+        name: source.fusion(name)["floors"] for name in made.weights
+    }
+    assert any("before" in line and "test NDCG@10" in line for line in said)
+    assert not out.with_name("aligned.work").exists()
+    assert align(config, said.append) == out and "is there already" in said[-1]
+    with pytest.raises(GenrecError, match="other settings"):
+        align(replace(config, seed=1), said.append)
+
+
+def test_a_bundle_that_is_none_and_weights_that_are_none_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    from training.align import align
+
+    with pytest.raises(GenrecError, match="is not a bundle"):
+        align(replace(settings(), bundle=tmp_path / "absent", out=tmp_path / "x"))
+    with pytest.raises(GenrecError, match="no such file of reward weights"):
+        align(replace(settings(), bundle=tiny_bundle, out=tmp_path / "x", weights="absent.toml"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_takes_every_setting_as_a_flag_and_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import fields
+
+    from genrec.cli import main, parser
+
+    parsed = vars(parser().parse_args(["align", "--bundle", "b", "--out", "o", "--no-floor", "--loss", "grpo"]))
+    assert {f.name for f in fields(AlignConfig)} <= set(parsed) and parsed["floor"] is False
+    assert main(["align", "--bundle", "absent", "--out", "o"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "absent is not a bundle" in err and "Traceback" not in err

@@ -1,0 +1,257 @@
+"""Aligns the generator of a bundle to every scenario's reward: from a bundle to a bundle.
+
+    python -m training.align --help        (the same job as `genrec align`)
+
+OxygenREC (2512.22386): one policy, trained once by SA-GCPO on a unified reward mapping, serves every scenario. The loop
+is training.policy, the losses and rewards are genrec.alignment; here are the stages around it. As in a fit, each leaves
+a marker when it is whole, a killed alignment goes on where it was, and the finished folder is renamed into place.
+
+The judges (tools, tastes, ratings) are fitted anew, in folds, on other users than those whom they judge. Data, semantic
+IDs, tools and stored instructions are the source bundle's own; the fusion is chosen anew, because the generator's part
+in it has changed, and the test requests are ranked once, at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sqlite3
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genrec import __version__
+from genrec.bundle import MANIFEST, STORE, TIMELINE, Bundle, seal
+from genrec.data import SCENARIOS, EvalSet, read_dataset
+from genrec.data.scenarios import queries
+from genrec.errors import GenrecError
+from genrec.evaluation.metrics import ndcg
+from genrec.io import read_json, remove_temporaries, sha256, write_json, write_text
+from genrec.tools import FLOORS, Tool
+from serving.models import whole_folder
+from training.align_config import AlignConfig
+from training.config import FitConfig
+from training.evaluate import ALONE_ROW, FUSED_ROW, instruction_vectors, rank_generator, requests_of
+from training.fit import SPLITS, Fit, Report
+
+if TYPE_CHECKING:
+    from genrec.alignment.judges import Bench
+    from genrec.generator.model import GeneratorModel
+    from training.policy import Positions
+
+OWN = ("generator", "fusion.json", "report", MANIFEST, f"{STORE}*")  # what an aligned bundle does not take over
+
+
+class Align(Fit):
+    """The stages of one alignment. shared: a folder where judges and queries are kept for other alignments of the same
+    bundle and seed; by default they are this one's own."""
+
+    def __init__(self, settings: AlignConfig, report: Report, shared: Path | None = None) -> None:
+        self.settings = settings
+        self.source = Bundle.load(settings.bundle)
+        if settings.weights and not Path(settings.weights).is_file():
+            raise GenrecError(f"{settings.weights}: no such file of reward weights")
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in self.source.config.items()}
+        stored: dict[str, Any] = {f.name: kept[f.name] for f in dataclasses.fields(FitConfig) if f.name in kept}
+        for name, path in (("embeddings", "tokenizer/embeddings.safetensors"), ("instructions", TIMELINE)):
+            stored[name] = str(settings.bundle / path) if stored[name] else ""  # the files that this bundle has of them
+        config = FitConfig(**stored | {"out": settings.out, "checkpoint_seconds": settings.checkpoint_seconds})
+        super().__init__(config, report)
+        self.shared = shared or self.work
+
+    def identity(self) -> dict[str, Any]:
+        """The source's config, with what it was aligned by and from."""
+        settings = {
+            k: v for k, v in self.settings.as_dict().items() if k not in ("bundle", "out", "checkpoint_seconds")
+        }
+        settings["weights"] = sha256(Path(self.settings.weights)) if self.settings.weights else ""
+        source = sha256(self.settings.bundle / MANIFEST)
+        return self.source.config | {"aligned": settings | {"bundle": source, "genrec": __version__}}
+
+    def make(self, identity: dict[str, Any]) -> None:
+        """Runs the stages and moves the result into place."""
+        remove_temporaries(self.work)
+        write_json(self.work / "config.json", identity)
+        self.prepare()
+        self.stage("generator", self.align_generator)
+        self.stage("fusion", self.choose_weights)
+        self.stage("report", self.make_report)
+        seal(self.folder, identity)
+        if self.out.exists():
+            self.out.rmdir()
+        self.folder.replace(self.out)
+        self.clear()
+
+    def prepare(self) -> None:
+        """What comes before the loop: the bundle's parts, queries, instructions and judges."""
+        self.stage("copy", self.copy)
+        self.dataset = read_dataset(self.folder / "data")
+        self.split = SPLITS[self.config.protocol](self.dataset)
+        self.stage("queries", self.embed_queries)
+        self.stage("instructions", self.embed_instructions)
+        for fold in np.unique(self.folds()).tolist():
+            self.stage(f"judge-{fold}", partial(self.fit_judge, fold))
+
+    # -- stages -------------------------------------------------------------------------------------
+
+    def copy(self) -> str:
+        shutil.copytree(self.source.folder, self.folder, ignore=shutil.ignore_patterns(*OWN), dirs_exist_ok=True)
+        (self.folder / "report").mkdir(exist_ok=True)
+        for path in (self.source.folder / "report").glob("semantic_ids.json"):
+            shutil.copy(path, self.folder / "report")
+        store = self.source.folder / STORE
+        if store.is_file():  # a copy of one moment, whoever writes into it meanwhile
+            with (
+                contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as old,
+                contextlib.closing(sqlite3.connect(self.folder / STORE)) as new,
+            ):
+                old.backup(new)
+        return f"data, semantic IDs and {len(self.source.config['tools'])} tools of {self.source.folder}"
+
+    def embed_queries(self) -> str:
+        kept = self.shared / "queries"
+        if self.shared != self.work and kept.is_dir():
+            shutil.copytree(kept, self.work / "queries", dirs_exist_ok=True)
+            return "as for the alignments before"
+        said = super().embed_queries()
+        made = self.work / "queries"
+        if self.shared != self.work and made.is_dir():
+            with whole_folder(kept) as temporary:
+                shutil.copytree(made, temporary, dirs_exist_ok=True)
+        return said
+
+    def folds(self) -> np.ndarray:
+        from genrec.alignment.judges import folds_of
+
+        return folds_of(self.split.train, seed=self.settings.seed)
+
+    def judging(self) -> dict[str, type[Tool]]:
+        """The tools that have a weight in some scenario's fusion."""
+        heard = {n for fusion in self.source.weights.values() for n, w in fusion["floors"].items() if w}
+        return {name: FLOORS[name] for name in self.source.config["tools"] if name in heard}
+
+    def fit_judge(self, fold: int) -> str:
+        from genrec.alignment.judges import Judge
+
+        folder, train = self.shared / "judges" / str(fold), self.split.train
+        if not (folder / "judge.safetensors").exists():
+            others = train.keep(self.folds()[train.user_of] != fold)
+            Judge.fit(others, self.dataset.catalog, self.judging()).save(folder)
+        return f"{', '.join(self.judging()) or 'no tool'}, fitted on the other folds' users"
+
+    def bench(self) -> Bench:
+        """The judges of all folds."""
+        from genrec.alignment.judges import Bench, Judge
+
+        folds = np.unique(self.folds()).tolist()
+        judges = [Judge.load(self.shared / "judges" / str(fold), self.judging()) for fold in folds]
+        return Bench.of(judges, self.source.semantic_ids.trie, self.source.embeddings, self.fusion_of, self.split.train)
+
+    def fusion_of(self, scenario: str) -> dict[str, float]:
+        """The tools' weights in a scenario, as the source's fit chose them."""
+        return self.source.fusion(scenario)["floors"]
+
+    def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
+        """As in the source: tools and validation requests are the same."""
+        return self.fusion_of(scenario)
+
+    def positions(self, model: GeneratorModel) -> Positions:
+        """What the loop may ask, with the queries that searches are asked by."""
+        from training.policy import Positions
+
+        data = self.training_data(model)
+        table = None if data.queries is None else data.queries[:, 0]
+        return Positions(data, self.folds(), table)
+
+    def watched_in(self) -> dict[str, EvalSet]:
+        """The validation requests by which weights are kept, as every scenario asks them.
+
+        Home's alone would do the aligned model an injustice: the fit picked the untouched one on just these requests.
+        A search is left out: its query is made of the wanted item, and its high scores would drown the others.
+        """
+        parts, home = self.parts(), self.watched()
+        names = [n for n in self.dataset.scenarios if not SCENARIOS[n].query]
+        found = {name: requests_of(parts, self.split, home, name) for name in names}
+        return {name: requests for name, requests in found.items() if len(requests)}
+
+    def align_generator(self) -> str:
+        from genrec.alignment.rewards import ScenarioWeights
+        from training.policy import Aligner
+
+        model, parts, watched = self.source.generator, self.parts(), self.watched_in()
+        told = {name: instruction_vectors(parts, requests) for name, requests in watched.items()}
+
+        def evaluate(m: GeneratorModel) -> dict[str, float]:
+            found = {name: ndcg(rank_generator(m, watched[name], told[name]).ranks, 10) for name in watched}
+            whole = float(np.concatenate(list(found.values())).mean())
+            return {"ndcg": whole} | {name: float(values.mean()) for name, values in found.items()}
+
+        def say(line: dict[str, Any]) -> None:
+            text = f"align: step {line['step']:,} of {self.settings.steps:,}"
+            if "reward" in line:
+                text += f", reward {line['reward']:.4f}, suppressed {line['suppressed']:.0%}"
+            if "validation" in line:
+                text += f", validation NDCG@10 {line['validation']['ndcg']:.4f} (best {line['best']:.4f})"
+            self.report(text)
+
+        run = Aligner(
+            model,
+            self.positions(model),
+            self.bench(),
+            ScenarioWeights.load(self.settings.weights),
+            self.settings,
+            queries(self.dataset.catalog),
+        )
+        run.run(self.work / "generator", evaluate, say)
+        model.to("cpu").save_pretrained(self.folder / "generator")  # type: ignore[arg-type]
+        log = (self.work / "generator" / "log.jsonl").read_text(encoding="utf-8")
+        write_text(self.folder / "report" / "alignment.jsonl", log)
+        return f"{self.settings.loss}, {verdict(log)}"
+
+    def make_report(self) -> str:
+        """The table of the aligned bundle, and a plain word on what became of the test results."""
+        said = super().make_report()
+        before, after = (read_json(f / "report" / "report.json") for f in (self.source.folder, self.folder))
+        for system in (ALONE_ROW, FUSED_ROW):
+            old, new = (ndcg_of(report, system) for report in (before, after))
+            if old is not None and new is not None:
+                word = "LOWER than" if new < old else "against"
+                said += f"; {system} {new:.4f}, {word} {old:.4f} before"
+        return said
+
+
+def ndcg_of(report: dict[str, Any], system: str) -> float | None:
+    """NDCG@10 of a system over all requests, from a report.json; None where it has no row."""
+    rows = (r for r in report["rows"] if (r["system"], r["slice"]) == (system, "all"))
+    return next((r["metrics"]["NDCG@10"]["mean"] for r in rows), None)
+
+
+def verdict(log: str) -> str:
+    """What validation said of an alignment, from its log: "validation NDCG@10 .1200 -> .1260 at step 96"."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    found = [(line["step"], line["validation"]["ndcg"]) for line in lines if "validation" in line]
+    first, best = found[0][1], max(found, key=lambda x: (x[1], -x[0]))
+    if best[0] == 0:
+        return f"validation NDCG@10 {first:.4f} was never exceeded: the model stays as it was"
+    return f"validation NDCG@10 {first:.4f} -> {best[1]:.4f} at step {best[0]}"
+
+
+def align(config: AlignConfig, report: Report = lambda _: None) -> Path:
+    """Makes the aligned bundle of a config; see the module. Returns its folder."""
+    return Align(config, report).run()
+
+
+def main() -> None:
+    """`python -m training.align` is `genrec align`."""
+    from genrec.cli import main as command
+
+    sys.exit(command(["align", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

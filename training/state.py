@@ -1,0 +1,100 @@
+"""The state of a training run of the generator: weights, their average, the best ones, the optimiser, in one file.
+
+What `training.generator` and `training.align` share. A checkpoint is whole or absent, and holds all that is needed to
+go on to the same weights, randomness apart, which both take from (seed, step).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genrec.generator.model import GeneratorModel
+from genrec.io import atomic
+
+
+class State:
+    """The model's parameters with AdamW, an exponential average of them, and the best average so far.
+
+    step: optimiser steps done; best: what the best weights reached on validation, None before any was measured. meta:
+    strings that are kept in the checkpoint besides.
+    """
+
+    def __init__(self, model: GeneratorModel, learning_rate: float, weight_decay: float) -> None:
+        self.model = model
+        self.names = [n for n, _ in model.named_parameters()]
+        self.parameters: list[Tensor] = [p for _, p in model.named_parameters()]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.best_weights = [p.detach().clone() for p in self.parameters]
+        decay = [p for p in self.parameters if p.dim() > 1]
+        plain = [p for p in self.parameters if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        for p in self.parameters:  # moments exist from the start, so that a checkpoint always has them
+            state = self.optimizer.state[p]
+            state["step"] = torch.zeros((), device=p.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        self.step = 0
+        self.best: float | None = None
+        self.meta: dict[str, str] = {}
+
+    def count_step(self, average: float) -> None:
+        """After each optimiser step: moves the average, whose decay is `average`, less in the beginning."""
+        self.step += 1
+        decay = min(average, self.step / (self.step + 9))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+    def use(self, weights: list[Tensor]) -> list[Tensor]:
+        """Puts weights into the model and returns those that were there."""
+        before = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            for p, w in zip(self.parameters, weights, strict=True):
+                p.copy_(w)
+        return before
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on, in one file that is whole or absent."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
+            state = self.optimizer.state[p]
+            tensors |= {
+                f"weight.{name}": p.detach(),
+                f"average.{name}": self.average[i],
+                f"best.{name}": self.best_weights[i],
+                f"first.{name}": state["exp_avg"],
+                f"second.{name}": state["exp_avg_sq"],
+            }
+        meta = self.meta | {"step": str(self.step), "best": "" if self.best is None else repr(self.best)}
+        with atomic(folder / "checkpoint.safetensors") as path:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
+
+    def load(self, folder: Path) -> bool:
+        """Goes back to the last checkpoint; False where there is none."""
+        from safetensors import safe_open
+
+        path = folder / "checkpoint.safetensors"
+        if not path.exists():
+            return False
+        with safe_open(path, "pt") as f, torch.no_grad():
+            meta = f.metadata()
+            for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
+                state = self.optimizer.state[p]
+                p.copy_(f.get_tensor(f"weight.{name}"))
+                self.average[i].copy_(f.get_tensor(f"average.{name}"))
+                self.best_weights[i].copy_(f.get_tensor(f"best.{name}"))
+                state["exp_avg"].copy_(f.get_tensor(f"first.{name}"))
+                state["exp_avg_sq"].copy_(f.get_tensor(f"second.{name}"))
+                state["step"].fill_(int(meta["step"]))
+            self.step = int(meta["step"])
+            self.best = float(meta["best"]) if meta["best"] else None
+            self.meta = {k: v for k, v in meta.items() if k not in ("step", "best")}
+        return True
