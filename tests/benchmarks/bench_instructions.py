@@ -39,6 +39,7 @@ from serving.llm.base import Chat, chat_tokens
 from serving.models import packaged_model
 
 ENGINES = ("vllm", "transformers")
+PROMPTS = ("shared", "unshared")
 WARM_UP = 4  # users
 
 
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of each engine, after the warm-up")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=PROMPTS, help="what they begin with")
     parser.add_argument("--compiled", action="store_true", help="vLLM as for many texts: compiled first")
     parser.add_argument("--out", type=Path, default=Path("instructions.json"))
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
@@ -168,7 +170,7 @@ def main() -> None:
         f"{args.dtype}, {result['threads']} threads, matrix products at {limits['matmul'] / 1e9:.0f} GFLOP/s, "
         f"memory read at {limits['bandwidth'] / 1e9:.0f} GB/s, {(layers + outputs) / 1e6:.0f} M parameters"
     )
-    for shared in (True, False):
+    for shared in [kind == "shared" for kind in args.prompts]:
         speed = {}
         for name in ENGINES:
             settings = {"--engine": name, "--data": args.data, "--prompt": args.prompt, "--dtype": args.dtype}
