@@ -7,11 +7,11 @@
     genrec fit --data ml-100k --protocol rolling --instructions template.parquet --out bundles/told
 
 Every user gets one instruction per `window` events, over the last `windows` windows of the training events, one before
-the validation request and one before the first test request. Each is written from the events before it alone, and from
-what the tools propose there: at a training position tools that were not fitted on that user, at a request the tools of
-the fit, as online. A request later in the same window follows the same, by then stale, instruction. The language
-model's replies are kept in an SQLite store beside the result: a killed run that is started again asks for the missing
-ones only.
+the validation request, and one per `refresh` events at the test requests, the first before the first of them. Each is
+written from the events before it alone, and from what the tools propose there: at a training position tools that were
+not fitted on that user, at a request the tools of the fit, as online. A request between two of them follows the earlier
+one, by then stale. The language model's replies are kept in an SQLite store beside the result: a killed run that is
+started again asks for the missing ones only.
 """
 
 from __future__ import annotations
@@ -46,19 +46,43 @@ LEAST = 5  # events that an instruction is written from
 Point = tuple[int, int]  # user position, events known
 
 
-def points(split: Split, window: int = 10, windows: int = 3) -> list[Point]:
-    """When instructions are written: (user position, events known), sorted; see the module."""
-    if window < 1 or windows < 0:
-        raise GenrecError(f"window is {window} and windows {windows}; they must be at least 1 and 0")
+def points(
+    split: Split,
+    window: int = 10,
+    windows: int = 3,
+    refresh: int = 10,
+    users: int = 0,
+    validation: bool = True,
+    seed: int = 0,
+) -> list[Point]:
+    """When instructions are written: (user position, events known), sorted; see the module.
+
+    refresh: a request gets a new instruction once so many events have passed since that of the request before.
+    users: of a fixed random sample of that many users whose first test request can be told something; 0 for all.
+    validation: False writes none before the validation request, which then follows the last one in training.
+    """
+    if window < 1 or windows < 0 or refresh < 1 or users < 0:
+        said = f"window is {window}, windows {windows}, refresh {refresh}, users {users}"
+        raise GenrecError(f"{said}; they must be at least 1, 0, 1 and 0")
     found: set[Point] = set()
     for u, trained in enumerate(split.train.lengths.tolist()):
         ends = range(trained - window, trained - window * windows - 1, -window)
         found |= {(u, n) for n in ends if n >= LEAST}
-    for requests in (split.validation, split.test):
-        first: dict[int, int] = {}
-        for u, context in zip(requests.users.tolist(), requests.contexts, strict=True):
-            first[u] = min(first.get(u, len(context.history)), len(context.history))
-        found |= {(u, n) for u, n in first.items() if n >= LEAST}
+    for requests in (split.validation, split.test) if validation else (split.test,):
+        newest: dict[int, int] = {}
+        known = (len(context.history) for context in requests.contexts)
+        for u, n in sorted(zip(requests.users.tolist(), known, strict=True)):
+            if n >= LEAST and n >= newest.get(u, -refresh) + refresh:
+                newest[u] = n
+                found.add((u, n))
+    if users:
+        able = sorted(newest)  # those with an instruction at a test request
+        if users > len(able):
+            raise GenrecError(
+                f"{users:,} users were asked for; only {len(able):,} have {LEAST} events before their test"
+            )
+        chosen = set(np.random.default_rng(seed).choice(able, users, replace=False).tolist())
+        found = {point for point in found if point[0] in chosen}
     return sorted(found)
 
 
@@ -148,10 +172,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", help="see python -m prompts (default: the adapter's own, else intent_v2)")
     parser.add_argument("--backend", default="auto", help="of the model (default: %(default)s)")
     parser.add_argument("--model", help="a folder, adapter or hub name (default: the packaged model)")
-    parser.add_argument("--window", type=int, default=10, help="events that follow one instruction")
+    parser.add_argument("--window", type=int, default=10, help="events that follow one instruction in training")
     parser.add_argument("--windows", type=int, default=3, help="windows of training events per user")
+    parser.add_argument("--refresh", type=int, default=10, help="events that follow one instruction at the requests")
+    parser.add_argument("--users", type=int, default=0, help="write for a random sample of that many (default: all)")
+    parser.add_argument("--no-validation", action="store_true", help="write none before the validation requests")
     parser.add_argument("--shuffle", type=Path, metavar="FILE", help="shuffle this timeline between users instead")
-    parser.add_argument("--seed", type=int, default=0, help="of --shuffle")
+    parser.add_argument("--seed", type=int, default=0, help="of --shuffle and --users")
     parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
     args = parser.parse_args(argv)
     quiet_libraries()
@@ -165,7 +192,9 @@ def main(argv: list[str] | None = None) -> int:
             prompt = args.prompt or prompt_of(args.model) or "intent_v2"
             dataset = load_dataset(args.data)
             split = SPLITS[args.protocol](dataset)
-            asked = points(split, args.window, args.windows)
+            asked = points(
+                split, args.window, args.windows, args.refresh, args.users, not args.no_validation, args.seed
+            )
             sys.stderr.write(f"{len(asked):,} instructions for {len(dataset.sequences):,} users\n")
             said = evidence_at(dataset, split, asked) if prompts.load(prompt).proposals else None
             if args.writer == MODEL:

@@ -12,7 +12,8 @@ IDs, tools and teaching of their seed. `longer` and `longer-igr+q2i` ask the sam
 events, against the newest 50 and 30 of the older ones. Every arm is a fit of its own: kill it, start it again, finished
 ones are kept.
 
-The table: every arm over all seeds (requests of a user are one cluster), its difference to `none` and, for instructed
+The table: every arm over all seeds (requests of a user are one cluster) and the requests that every timeline has an
+instruction for, its difference to `none` and, for instructed
 arms, to `default` and to `shuffled` of the same memory; and IGR's own recall: of the older events that share the
 wanted item's narrowest category, the share that is retrieved, beside the newest ones and the mean of a random choice.
 """
@@ -40,6 +41,7 @@ from genrec.evaluation.protocol import Ranked, rank_lists
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
 from genrec.generator.batches import TrainingData
 from genrec.generator.model import GeneratorModel
+from genrec.instructions.timeline import Timeline
 from genrec.io import read_json, write_json
 from training.config import FitConfig
 from training.evaluate import chunks, fused_weights, instruction_vectors, shortlists
@@ -109,6 +111,14 @@ def fit(args: argparse.Namespace) -> None:
                 job.run()
 
 
+def told_to(requests: EvalSet, timeline: Timeline | None) -> np.ndarray:
+    """Which requests have an instruction, bool [B]; all of them where there is no timeline."""
+    if timeline is None:
+        return np.ones(len(requests), bool)
+    known = [timeline.find(c.user or "", np.array([len(c.history)]))[0] for c in requests.contexts]
+    return np.array(known) >= 0
+
+
 def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
     """Per request with an instruction and such events: the recall of the events that IGR retrieves, of as many of the
     newest older ones, and the expectation of a random choice; float64 [B'] each."""
@@ -151,13 +161,14 @@ def table(args: argparse.Namespace) -> None:
     seeds = sorted(set.intersection(*(set(found) for found in folders.values())))
     first = Bundle.load(next(iter(folders.values()))[seeds[0]])
     split: Split = SPLITS[first.config["protocol"]](first.dataset)
-    requests = split.test.take(np.tile(np.arange(len(split.test)), len(seeds)))
+    told = np.array([told_to(split.test, Bundle.load(found[seeds[0]]).timeline) for found in folders.values()]).all(0)
+    requests = split.test.take(np.tile(np.flatnonzero(told), len(seeds)))
     rows, pairs, ranked, recall = [], [], {}, {}
     for name, found in folders.items():
         for part in ("alone", "fused"):
             label = f"{name.replace('.', ', ')}: {part}"
             ranks, lists = (
-                np.concatenate([np.load(found[s] / "report" / f"{part}-{what}.npy") for s in seeds])
+                np.concatenate([np.load(found[s] / "report" / f"{part}-{what}.npy")[told] for s in seeds])
                 for what in ("ranks", "lists")
             )
             ranked[name, part] = Ranked(label, ranks, lists)

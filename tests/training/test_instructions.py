@@ -14,6 +14,7 @@ import pytest
 from genrec.bundle import Bundle
 from genrec.data import Dataset, leave_one_out, load_dataset
 from genrec.data.dataset import Sequences
+from genrec.errors import GenrecError
 from genrec.instructions import open_store
 from genrec.instructions.timeline import Timeline
 from serving.llm import Scripted
@@ -43,6 +44,19 @@ def test_points_lie_in_training_and_at_the_first_requests(shop_folder: Path) -> 
         whole = int(lengths[u])
         wanted = {n for n in (whole - 4, whole - 3, whole - 2, whole - 1) if n >= 5}
         assert mine == wanted  # two windows of training (whole - 2 events), validation, test
+
+
+def test_points_of_a_sample_are_points_of_all_and_the_same_again(shop_folder: Path) -> None:
+    split = leave_one_out(load_dataset(shop_folder))
+    everyone, some = points(split, window=1, windows=1), points(split, window=1, windows=1, users=3)
+    chosen = {u for u, _ in some}
+    assert len(chosen) == 3 and some == [p for p in everyone if p[0] in chosen]
+    assert some == points(split, window=1, windows=1, users=3) != points(split, 1, 1, 3, seed=1)
+    told = points(split, window=1, windows=1, validation=False)
+    validation = {(u, len(c.history)) for u, c in zip(split.validation.users, split.validation.contexts, strict=True)}
+    assert told == [p for p in everyone if p not in validation]
+    with pytest.raises(GenrecError, match=r"1,000,000 users were asked for; only \d+"):
+        points(split, users=1_000_000)
 
 
 def test_an_instruction_never_depends_on_what_comes_later(shop_folder: Path) -> None:
