@@ -26,8 +26,9 @@ from genrec.generator.model import GeneratorModel
 from genrec.io import read_json, write_json
 from training.state import State
 
-# lambda_r and lambda_d of Eq. 2: the paper does not say; these are those of the one public re-implementation.
-Q2I_VARIANCE, Q2I_DECORRELATION = 0.01, 0.01
+# lambda_r and lambda_d of Eq. 2: the paper does not say. With .01 for both, as in the one public re-implementation,
+# the cosine wins over the spread: nearly all of q and t becomes one shared direction (docs/slow-thinking.md).
+Q2I_VARIANCE, Q2I_DECORRELATION = 0.5, 1.0
 TAUGHT = 0.6  # of a run: what follows on the users' own choices is what the tools do not know yet (docs/results)
 
 
@@ -74,7 +75,8 @@ class Progress:
 def loss_of(model: GeneratorModel, batch: Batch, q2i: float = 0.0) -> tuple[Tensor, Tensor]:
     """Eq. 3 of OxygenREC, next-code loss + q2i * Q2I loss (a scalar), and the former's unweighted mean per level.
 
-    The next-code loss is behaviour-weighted. Q2I is taken over the requests that ask: with instruction or trigger.
+    The next-code loss is behaviour-weighted. Q2I is taken over the requests that ask, with instruction or trigger, and
+    what was chosen there, whatever tools proposed.
     """
     length = batch.history.rows.shape[1]
     steps = torch.arange(length, device=model.device)
@@ -89,7 +91,7 @@ def loss_of(model: GeneratorModel, batch: Batch, q2i: float = 0.0) -> tuple[Tens
         asking = real & (batch.request.instructed | (batch.request.trigger >= 0))
         queries = model.queries(batch.request)[asking]
         loss = loss + q2i * q2i_loss(
-            queries, model.retrieval_items(batch.targets[asking]), Q2I_VARIANCE, Q2I_DECORRELATION
+            queries, model.retrieval_items(batch.chosen[asking]), Q2I_VARIANCE, Q2I_DECORRELATION
         )
     return loss, -likelihood.detach().mean(0)
 
@@ -132,10 +134,7 @@ class Run(State):
         seed = config.seed * 1_000_003 + self.step
         batch = self.data.batch(self._epoch[1][index], seed, teaching(config, self.step, self.steps))
         device = self.model.device
-        if device.type != "cpu":
-            batch = Batch(
-                batch.history.to(device), batch.targets.to(device), batch.weights.to(device), batch.request.to(device)
-            )
+        batch = batch.to(device)
         torch.manual_seed(seed)
         self.model.train()
         for group in self.optimizer.param_groups:

@@ -191,9 +191,7 @@ class Aligner(State):
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._windows(epoch))
         windows = self._epoch[1][index % len(self._epoch[1])]  # an epoch may have a batch less than the first
-        batch = data.batch(windows, config.seed * 1_000_003 + self.step)
-        to = self.device
-        return Batch(batch.history.to(to), batch.targets.to(to), batch.weights.to(to), batch.request.to(to))
+        return data.batch(windows, config.seed * 1_000_003 + self.step).to(self.device)
 
     def update(self, rollout: Rollout, old: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """One optimiser step on a batch of rollouts; old: log pi_old [B, G, L], None in the first step, which makes it.

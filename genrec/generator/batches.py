@@ -6,7 +6,7 @@ Each epoch cuts long sequences at other places and assigns every position a scen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,12 +35,17 @@ class ScenarioTask:
 @dataclass(frozen=True)
 class Batch:
     """history [B, T] predicts targets, int64 rows [B, T], -1 where padded; weights: float [B, T], the behaviour
-    weight of each target; request [B, T]."""
+    weight of each target; request [B, T]; chosen: int64 rows [B, T], what the user chose there, which is the target
+    unless tools proposed that."""
 
     history: History
     targets: Tensor
     weights: Tensor
     request: Request
+    chosen: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class TrainingData:
         real = at < windows[:, 1:] - 1
         here, after = np.where(real, at, 0), np.where(real, at + 1, 0)
         rows = np.where(real, s.items[here], -1)
-        targets = np.where(real, s.items[after], -1)
+        chosen = np.where(real, s.items[after], -1)
+        targets = chosen.copy()
         before = np.maximum(here - 1, 0)
         gaps = np.where(real & (np.arange(width) > 0), s.times[here] - s.times[before], 0)
         gaps[rng.random(len(windows)) < UNTIMED] = -1
@@ -146,4 +152,5 @@ class TrainingData:
             torch.from_numpy(targets).long(),
             torch.from_numpy(np.where(real, s.weights[after], 0)).float(),
             Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed))),
+            torch.from_numpy(chosen).long(),
         )

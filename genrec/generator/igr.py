@@ -10,7 +10,8 @@ and g, the text adapter, between instruction and item text. The Q2I loss (Eq. 2)
     L_Q2I = - mean_i q_i.t_i  +  lambda_r (-log(Var(Q) Var(T)))  +  lambda_d mean_{i != j} (q_i.q_j)^2
 
 **Gradient path.** The top K is hard: nothing flows from the next-code loss into q or h. Only Q2I trains psi_q,
-psi_i and, through t and q, the embeddings and the adapter; on the history side everything is detached, as in the paper.
+psi_i and, through t and q, the embeddings and the adapter; on the history side everything is detached (in the paper
+its text encoder is).
 
 Ours, where the paper is silent: q and t have unit length (so the first term is a cosine); **Var** is batch-wise: the
 variance of each dimension over the batch, averaged over dimensions, with VARIANCE_FLOOR added; the side information of

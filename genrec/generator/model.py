@@ -244,10 +244,8 @@ class GeneratorModel(PreTrainedModel):
         x = x + self.weight((history.weights - 1).unsqueeze(-1))
         steps = torch.arange(rows.shape[1], device=rows.device)
         distance = steps[:, None] - steps[None]
-        if (
-            self.config.retrieved
-        ):  # what is not kept must not come in through its neighbours: a window as long as `recent`
-            distance = distance.masked_fill(distance >= self.config.recent, -1)
+        if self.config.retrieved:  # each event reads as many as a request sees, however long the history is
+            distance = distance.masked_fill(distance >= self.config.recent + self.config.retrieved, -1)
         bias = self._distance_bias(self.encoder_bias, distance)[None]
         x = self.encoder_stack[0].drop(x)
         for layer in self.encoder_stack:

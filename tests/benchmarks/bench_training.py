@@ -78,6 +78,7 @@ def one_sample_per_position(batch: Batch) -> Batch:
         torch.where(last, batch.targets[users], -1),
         batch.weights[users] * last,
         Request(*(x[users] for x in (r.scenario, r.trigger, r.instruction, r.instructed))),
+        batch.chosen[users],
     )
 
 

@@ -14,7 +14,7 @@ from genrec.generator.batches import Batch
 from genrec.generator.igr import VARIANCE_FLOOR, keep, q2i_loss
 from genrec.generator.model import distances
 from genrec.generator.search import beam_search, make_history, make_request
-from training.generator import loss_of
+from training.generator import Q2I_DECORRELATION, Q2I_VARIANCE, loss_of
 
 HISTORY = UserContext(history=(1, 2, 3, 4, 5, 6))
 
@@ -55,6 +55,24 @@ def test_q2i_pulls_queries_to_targets_and_apart_from_each_other() -> None:
     assert float((q @ t.T).argmax(1).eq(torch.arange(16)).float().mean()) > 0.9
 
 
+def test_learned_queries_and_targets_do_not_collapse_into_one_direction() -> None:
+    """With both sides free, lambda_r and lambda_d of the trainer keep them apart; those of .01 would not."""
+    apart = []
+    for variance, decorrelation in ((Q2I_VARIANCE, Q2I_DECORRELATION), (0.01, 0.01)):
+        torch.manual_seed(0)
+        shared = torch.randn(16) * 4 + torch.randn(64, 16)
+        hidden = [shared + 2 * torch.randn(64, 16) for _ in range(2)]  # each sees little of what its pair is
+        sides = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(2))
+        optimizer = torch.optim.Adam(sides.parameters(), 0.02)
+        for _ in range(300):
+            q, t = (torch.nn.functional.normalize(f(x), dim=1) for f, x in zip(sides, hidden, strict=True))
+            optimizer.zero_grad()
+            q2i_loss(q, t, variance, decorrelation).backward()
+            optimizer.step()
+        apart.append(1 - float((q @ q.T).detach().mean()))
+    assert apart[0] > 0.8 > 0.5 > apart[1]
+
+
 def test_another_instruction_keeps_other_events() -> None:
     model = tiny_model(retrieved=1)
     history = make_history([HISTORY] * 2, 6)
@@ -65,11 +83,12 @@ def test_another_instruction_keeps_other_events() -> None:
 
 
 def test_events_that_are_not_kept_change_nothing() -> None:
-    """Neither directly nor through the encoder: kept events have read no more than their own window."""
+    """Beyond what kept events have read: as many before each as a request sees, once per encoder layer."""
     model = tiny_model(retrieved=1)
+    model.config.recent = 1
     one = UserContext(history=(9, 1, 2, 3, 4, 5), scenario="home")
     other = replace(one, history=(8, 1, 2, 3, 4, 5))
-    # nothing to ask with: kept are the newest 2 + 1, whose windows of 2 reach back to the third item
+    # nothing to ask with: kept are the newest 1 + 1, and each layer reads one more before them: not the oldest two
     a, b = (beam_search(model, make_history([c], 6), make_request(model, [c]), 30) for c in (one, other))
     assert torch.equal(a.items, b.items) and torch.allclose(a.scores, b.scores)
     near = replace(one, history=(9, 1, 2, 3, 4, 6))
@@ -85,7 +104,8 @@ def test_only_q2i_trains_retrieval() -> None:
     request = make_request(model, contexts, told)
     wide = type(request)(*(v.expand(-1, 6, *v.shape[2:]) for v in vars(request).values()))
     history = make_history(contexts, 6)
-    batch = Batch(history, torch.tensor([[2, 3, 4, 5, 6, 7]] * 3), torch.ones(3, 6), wide)
+    chosen = torch.tensor([[2, 3, 4, 5, 6, 7]] * 3)
+    batch = Batch(history, chosen, torch.ones(3, 6), wide, chosen)
     for weight, trained in ((0.0, False), (0.5, True)):
         model.zero_grad()
         loss_of(model, batch, weight)[0].backward()
