@@ -29,7 +29,8 @@ from genrec.tools import Tool
 from genrec.tools.fusion import contenders, fit_weights, standardise
 
 if TYPE_CHECKING:
-    from genrec.generator.model import GeneratorModel
+    from genrec.instructions.timeline import Timeline
+from genrec.generator.model import GeneratorModel
 
 CHUNK = 256
 WIDTH = 50
@@ -43,11 +44,11 @@ def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
         yield requests.take(np.arange(start, min(start + size, len(requests))))
 
 
-def instruction_vectors(parts: Bundle, requests: EvalSet) -> np.ndarray | None:
+def instruction_vectors(parts: Bundle, requests: EvalSet, timeline: Timeline | None = None) -> np.ndarray | None:
     """What each request tells the generator, embedded, float32 [B, text_dim], NaN rows for nothing: its query, else the
-    instruction of the bundle's timeline. None where nothing is ever told: the bundle cannot read text, or no request
-    has a query and there is no timeline."""
-    timeline = parts.timeline
+    instruction of the timeline (default: the bundle's). None where nothing is ever told: the bundle cannot read text, or
+    no request has a query and there is no timeline."""
+    timeline = timeline or parts.timeline
     if parts.config["embeddings"]:
         return None
     texts: dict[int, str] = {}

@@ -55,7 +55,8 @@ class TrainingData:
     told: int32 [M], for every event as a target the row of `instructions`, float32 [K, text_dim], that its request
     follows in all other scenarios (-1: the learned default). instruction_dropout: share of instructed positions that
     get the learned default all the same. taught: int32
-    [M, depth], the tools' proposals at each event (see teacher.py)."""
+    [M, depth], the tools' proposals at each event (see teacher.py). pupils: scenario ids whose targets they may stand
+    for (None: home's, whose id is that of no task)."""
 
     train: Sequences
     tasks: tuple[ScenarioTask, ...]
@@ -66,6 +67,7 @@ class TrainingData:
     instructions: np.ndarray | None = None
     instruction_dropout: float = 0.1
     taught: np.ndarray | None = None
+    pupils: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.train.events == 0 or int(self.train.lengths.max()) < 2:
@@ -141,7 +143,8 @@ class TrainingData:
             instruction[index >= 0] = self.instructions[index[index >= 0]]
             instructed |= index >= 0
         if self.taught is not None and teaching:
-            pupil = (draw >= 0) & (rng.random(at.shape) < teaching) & real
+            able = draw >= 0 if self.pupils is None else np.isin(scenario, self.pupils)
+            pupil = able & (rng.random(at.shape) < teaching) & real
             depth = self.taught.shape[1]
             chance = np.cumsum(1 / np.arange(1, depth + 1))
             rank = np.searchsorted(chance / chance[-1], rng.random(int(pupil.sum())))

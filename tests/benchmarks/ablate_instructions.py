@@ -3,6 +3,8 @@
     python tests/benchmarks/ablate_instructions.py fit --data ml-100k --protocol rolling --work ablation \\
         --timeline template=template.parquet --timeline shuffled=shuffled.parquet --seeds 0 1 2
     python tests/benchmarks/ablate_instructions.py table --work ablation --out docs/results/instructions
+    python tests/benchmarks/ablate_instructions.py fresher --work ablation --timeline template=written-anew.parquet \\
+        --out docs/results/instructions-fresher
 
 Arms: `none` (home requests alone, nothing is ever asked for), `default` (all scenarios, the learned default at home),
 and one per --timeline (see `python -m training.instructions`): the same, with these instructions in training and test.
@@ -15,7 +17,12 @@ ones are kept.
 The table: every arm over all seeds (requests of a user are one cluster) and the requests that every timeline has an
 instruction for, its difference to `none` and, for instructed
 arms, to `default` and to `shuffled` of the same memory; and IGR's own recall: of the older events that share the
-wanted item's narrowest category, the share that is retrieved, beside the newest ones and the mean of a random choice.
+wanted item's categories, the share that is retrieved, beside the newest ones and the mean of a random choice; requests
+that see their whole history are left out.
+
+`fresher`: what an old instruction loses. The fits stay as they are; their test requests are ranked under timelines that
+were written anew before every request (`--refresh 1`), beside the same requests under the timeline of the fit, and how
+far each arm is from `none` by the number of events since its instruction was written.
 """
 
 from __future__ import annotations
@@ -44,10 +51,11 @@ from genrec.generator.model import GeneratorModel
 from genrec.instructions.timeline import Timeline
 from genrec.io import read_json, write_json
 from training.config import FitConfig
-from training.evaluate import chunks, fused_weights, instruction_vectors, shortlists
+from training.evaluate import WIDTH, chunks, fused_weights, instruction_vectors, rank_generator, shortlists
 from training.fit import SPLITS
 
 RECENT, RETRIEVED, HISTORY = 20, 30, 200
+NONE = "none.plain"
 MEMORY = {
     "plain": {"max_history": RECENT + RETRIEVED},
     "igr": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED, "q2i": 0.0},
@@ -111,14 +119,6 @@ def fit(args: argparse.Namespace) -> None:
                 job.run()
 
 
-def told_to(requests: EvalSet, timeline: Timeline | None) -> np.ndarray:
-    """Which requests have an instruction, bool [B]; all of them where there is no timeline."""
-    if timeline is None:
-        return np.ones(len(requests), bool)
-    known = [timeline.find(c.user or "", np.array([len(c.history)]))[0] for c in requests.contexts]
-    return np.array(known) >= 0
-
-
 def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
     """Per request with an instruction and such events: the recall of the events that IGR retrieves, of as many of the
     newest older ones, and the expectation of a random choice; float64 [B'] each."""
@@ -144,13 +144,88 @@ def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
         for b, target in enumerate(piece.targets.tolist()):
             wanted = older[b] & (leaf[rows[b]] == leaf[target]) & (rows[b] >= 0)
             k = int((older[b] & seen[b]).sum())
-            if not wanted.any() or not k or not bool(request.instructed[b, 0]):
+            if not wanted.any() or k == int(older[b].sum()) or not bool(request.instructed[b, 0]):
                 continue
             newest = older[b] & (back[b] < config.recent + k)
             out["igr"].append((wanted & seen[b]).sum() / wanted.sum())
             out["newest"].append((wanted & newest).sum() / wanted.sum())
             out["random"].append(k / older[b].sum())
     return {name: np.array(values) for name, values in out.items()}
+
+
+def fresher(args: argparse.Namespace) -> None:
+    clock = time.perf_counter()
+    folders = finished(args.work)
+    timelines = {name: Timeline.load(Path(file)) for name, file in (part.split("=", 1) for part in args.timeline)}
+    for name in (NONE, *(f"{arm}.plain" for arm in timelines)):
+        if name not in folders:
+            raise GenrecError(f"{args.work} holds no finished arm {name!r}: run this script's `fit` first")
+    seeds = sorted(set.intersection(*(set(folders[name]) for name in (NONE, *(f"{arm}.plain" for arm in timelines)))))
+    first = Bundle.load(folders[NONE][seeds[0]])
+    test = SPLITS[first.config["protocol"]](first.dataset).test
+    anew = np.array([age(test, timeline) == 0 for timeline in timelines.values()]).all(0)
+    if not anew.any():
+        raise GenrecError("no test request has an instruction written just before it: use --refresh 1")
+    requests = test.take(np.tile(np.flatnonzero(anew), len(seeds)))
+    ranked = {NONE: stored(folders[NONE], seeds, anew, "none")}
+    by_age = {}
+    for arm, timeline in timelines.items():
+        found = folders[f"{arm}.plain"]
+        old = Bundle.load(found[seeds[0]]).timeline
+        if old is None:
+            raise GenrecError(f"{found[seeds[0]]} was fitted without instructions")
+        stale = age(test, old)
+        lost = differences(found, folders[NONE], seeds)
+        by_age[arm] = {int(a): round(float(lost[stale == a].mean()), 5) for a in np.unique(stale[stale >= 0])}
+        ranked[arm, "stale"] = stored(found, seeds, anew, f"{arm}: as fitted")
+        pieces = []
+        for seed in seeds:
+            parts, some = Bundle.load(found[seed]), test.take(np.flatnonzero(anew))
+            vectors = instruction_vectors(parts, some, timeline)
+            pieces.append(rank_generator(parts.generator, some, vectors, WIDTH))
+            print(
+                f"{arm}, seed {seed}: {ndcg(pieces[-1].ranks, 10).mean():.4f} under the fresh instructions", flush=True
+            )
+        ranks, lists = (np.concatenate([getattr(r, what) for r in pieces]) for what in ("ranks", "lists"))
+        ranked[arm, "fresh"] = Ranked(f"{arm}: before every request", ranks, lists)
+    rows = [r for found in ranked.values() for r in rows_of(found, requests, fits=len(seeds)) if r.slice == "all"]
+    pairs = []
+    for arm in timelines:
+        against = [NONE, (arm, "stale")] + [("shuffled", "fresh")] * ("shuffled" in timelines and arm != "shuffled")
+        for base in against:
+            pairs += [
+                c for c in compare(ranked[arm, "fresh"], ranked[base], requests, fits=len(seeds)) if c.slice == "all"
+            ]
+    about = provenance("rolling", {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
+    about |= {"settings": first.config, "minus_none_by_events_since_written": by_age}
+    save(Report(f"{first.dataset.name}: instructions written anew", tuple(rows), tuple(pairs), about), args.out)
+
+
+def age(requests: EvalSet, timeline: Timeline) -> np.ndarray:
+    """Events since the instruction of each request was written, int64 [B]; -1 where there is none."""
+    lengths = np.array([len(c.history) for c in requests.contexts])
+    found = np.array(
+        [timeline.find(c.user or "", lengths[b : b + 1])[0] for b, c in enumerate(requests.contexts)], np.int64
+    )
+    return np.where(found >= 0, lengths - timeline.events[found], -1)
+
+
+def stored(found: dict[int, Path], seeds: list[int], asked: np.ndarray, label: str) -> Ranked:
+    """What finished fits made of some test requests, one seed after the other."""
+    ranks, lists = (
+        np.concatenate([np.load(found[s] / "report" / f"alone-{what}.npy")[asked] for s in seeds])
+        for what in ("ranks", "lists")
+    )
+    return Ranked(label, ranks, lists)
+
+
+def differences(found: dict[int, Path], base: dict[int, Path], seeds: list[int]) -> np.ndarray:
+    """NDCG@10 less that of a base at every test request, mean over seeds, float64 [B]."""
+    each = [
+        ndcg(np.load(found[s] / "report/alone-ranks.npy"), 10) - ndcg(np.load(base[s] / "report/alone-ranks.npy"), 10)
+        for s in seeds
+    ]
+    return np.mean(each, 0)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -161,7 +236,8 @@ def table(args: argparse.Namespace) -> None:
     seeds = sorted(set.intersection(*(set(found) for found in folders.values())))
     first = Bundle.load(next(iter(folders.values()))[seeds[0]])
     split: Split = SPLITS[first.config["protocol"]](first.dataset)
-    told = np.array([told_to(split.test, Bundle.load(found[seeds[0]]).timeline) for found in folders.values()]).all(0)
+    timelines = [Bundle.load(found[seeds[0]]).timeline for found in folders.values()]
+    told = np.array([age(split.test, t) >= 0 for t in timelines if t is not None] or [np.ones(len(split.test))]).all(0)
     requests = split.test.take(np.tile(np.flatnonzero(told), len(seeds)))
     rows, pairs, ranked, recall = [], [], {}, {}
     for name, found in folders.items():
@@ -180,7 +256,7 @@ def table(args: argparse.Namespace) -> None:
             recall[name]["requests"] = len(each[0]["igr"])
     for name, part in ranked:
         arm, _, memory = name.partition(".")
-        bases = ["none.plain"] if name != "none.plain" else []
+        bases = [NONE] if name != NONE else []
         if arm not in ("none", "default"):
             bases += [f"default.{memory}", f"shuffled.{memory}"] if arm != "shuffled" else [f"default.{memory}"]
         equal = "longer" if memory.startswith("longer-") else "plain"
@@ -209,6 +285,11 @@ def main() -> int:
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     one.add_argument("--work", type=Path, required=True)
     one.set_defaults(run=fit)
+    one = commands.add_parser("fresher", help="finished arms under instructions written anew")
+    one.add_argument("--work", type=Path, required=True)
+    one.add_argument("--timeline", action="append", required=True, metavar="NAME=FILE")
+    one.add_argument("--out", type=Path, required=True)
+    one.set_defaults(run=fresher)
     one = commands.add_parser("table", help="the table over finished arms")
     one.add_argument("--work", type=Path, required=True)
     one.add_argument("--out", type=Path, required=True)

@@ -5,8 +5,9 @@
 
 Arms: `unified` learns all scenarios, as `genrec fit` does; `home`, `item`, `search` and `favourites` learn theirs
 alone, from every training position that qualifies for it, and keep the weights that rank its own validation requests
-best. All share data, semantic IDs, tools and teaching of their seed, size and epochs. Each scenario's test requests are
-ranked by the unified model and by its own, without any tool.
+best; `unified` keeps those that rank home's best. All share data, semantic IDs, tools, size and epochs of their seed,
+and the tools teach all of them the same share of their early targets (a search has its own: the query tells the item).
+Each scenario's test requests are ranked by the unified model and by its own, without any tool.
 
 Not inferior: the lower end of the paired 95 % interval of NDCG@10, unified minus own, is above -MARGIN of the own
 model's.
@@ -28,6 +29,7 @@ from arms import Arm, finished
 
 from genrec.bundle import Bundle
 from genrec.contracts import HOME
+from genrec.data import SCENARIOS as SCENARIOS_OF
 from genrec.data import EvalSet
 from genrec.errors import GenrecError
 from genrec.evaluation.protocol import Ranked
@@ -71,7 +73,9 @@ class ScenarioArm(Arm):
         if self.scenario == UNIFIED:
             return data
         tasks = tuple(replace(task, share=1.0) for task in data.tasks if task.name == self.scenario)
-        return OneScenario(**vars(replace(data, tasks=tasks)), only=data.scenario_ids[self.scenario])
+        only = data.scenario_ids[self.scenario]
+        pupils = () if SCENARIOS_OF[self.scenario].query else (only,)
+        return OneScenario(**vars(replace(data, tasks=tasks, pupils=pupils)), only=only)
 
     def choose_weights(self) -> str:
         write_json(self.folder / "fusion.json", {HOME: {"floors": {}, "fused": {"generator": 1.0}}})
