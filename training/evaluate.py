@@ -46,8 +46,8 @@ def chunks(requests: EvalSet, size: int = CHUNK) -> Iterator[EvalSet]:
 
 def instruction_vectors(parts: Bundle, requests: EvalSet, timeline: Timeline | None = None) -> np.ndarray | None:
     """What each request tells the generator, embedded, float32 [B, text_dim], NaN rows for nothing: its query, else the
-    instruction of the timeline (default: the bundle's). None where nothing is ever told: the bundle cannot read text, or
-    no request has a query and there is no timeline."""
+    instruction of the timeline (default: the bundle's). None where nothing is ever told: the bundle cannot read text,
+    or no request has a query and there is no timeline."""
     timeline = timeline or parts.timeline
     if parts.config["embeddings"]:
         return None
