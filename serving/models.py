@@ -76,9 +76,7 @@ def merged_model(adapter: Path) -> tuple[str, str]:
     """
     config = read_json(adapter / _LORA_CONFIG)
     base = str(config.get("base_model_name_or_path"))
-    special = [
-        k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)
-    ]
+    special = [k for k in _NOT_PLAIN if config.get(k)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or special:
         raise GenrecError(
             f"{adapter} is no plain LoRA ({', '.join(special) or config.get('peft_type')}); merge it first"

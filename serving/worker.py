@@ -227,8 +227,8 @@ class Worker:
             return 0 if self.clock() - found.created > self.config.max_age else None
         new = events - found.events
         fresh = (
-            found.prompt_version == version
-            and 0 < new < self.config.window
+            0 < new < self.config.window
+            and found.context_hash == context_hash(before(context, found.events), self.prompts.catalog, version)
             and self.clock() - found.created <= self.config.max_age
         )
         return None if fresh else max(new, 0)
@@ -270,3 +270,11 @@ class Worker:
             raise
         finally:
             self.budget.spend(model.prompt_tokens + model.output_tokens - before)
+
+
+def before(context: UserContext, events: int) -> UserContext:
+    """The context as it was after the first `events` of its events; a page about the newest item was about the newest
+    one then."""
+    history = context.history[:events]
+    trigger = history[-1] if context.trigger is not None and history else context.trigger
+    return replace(context, history=history, times=(), weights=(), trigger=trigger)

@@ -82,6 +82,11 @@ class FitConfig:
             raise GenrecError(
                 f"retrieved is {self.retrieved}, recent {self.recent}, q2i {self.q2i}; they must be at least 0, 1 and 0"
             )
+        if self.retrieved and self.recent + self.retrieved >= self.max_history:
+            raise GenrecError(
+                f"max_history is {self.max_history}: with the {self.recent} recent events and the {self.retrieved} "
+                f"retrieved ones nothing is left to choose from; make it larger than {self.recent + self.retrieved}"
+            )
         if self.instructions and self.embeddings:
             raise GenrecError(
                 "own --embeddings have no text encoder to read --instructions with; leave one of them out"

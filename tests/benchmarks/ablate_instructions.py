@@ -10,9 +10,7 @@ Arms: `none` (home requests alone, nothing is ever asked for), `default` (all sc
 and one per --timeline (see `python -m training.instructions`): the same, with these instructions in training and test.
 Memory: `plain` sees the newest RECENT + RETRIEVED events; `igr` sees the newest RECENT and the RETRIEVED that the
 instruction chooses out of HISTORY; `igr+q2i` trains that choice. All see equally many events, and share data, semantic
-IDs, tools and teaching of their seed. `longer` and `longer-igr+q2i` ask the same with more in sight: the newest 80
-events, against the newest 50 and 30 of the older ones. Every arm is a fit of its own: kill it, start it again, finished
-ones are kept.
+IDs, tools and teaching of their seed. Every arm is a fit of its own: kill it, start it again, finished ones are kept.
 
 The table: every arm over all seeds (requests of a user are one cluster) and the requests that every timeline has an
 instruction for, its difference to `none` and, for instructed
@@ -60,8 +58,6 @@ MEMORY = {
     "plain": {"max_history": RECENT + RETRIEVED},
     "igr": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED, "q2i": 0.0},
     "igr+q2i": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED},
-    "longer": {"max_history": RECENT + 2 * RETRIEVED},
-    "longer-igr+q2i": {"max_history": HISTORY, "recent": RECENT + RETRIEVED, "retrieved": RETRIEVED},
 }
 
 
@@ -259,8 +255,7 @@ def table(args: argparse.Namespace) -> None:
         bases = [NONE] if name != NONE else []
         if arm not in ("none", "default"):
             bases += [f"default.{memory}", f"shuffled.{memory}"] if arm != "shuffled" else [f"default.{memory}"]
-        equal = "longer" if memory.startswith("longer-") else "plain"
-        bases += [f"{arm}.{equal}"] if memory != equal and arm != "none" else []
+        bases += [f"{arm}.plain"] if memory != "plain" and arm != "none" else []
         for base in dict.fromkeys(bases):
             if (base, part) in ranked:
                 found = compare(ranked[name, part], ranked[base, part], requests, fits=len(seeds))

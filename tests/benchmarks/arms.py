@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from genrec.io import write_json
+from genrec.errors import GenrecError
+from genrec.io import read_json, write_json
 from training.config import FitConfig
 from training.fit import Fit, identity_of
 
 OWN = ("instructions", "told.safetensors", "timeline.parquet", "config.json", "generator")  # what arms do not share
+SHARED = ("data", "protocol", "seed", "levels", "codes", "embedder", "embeddings", "tools", "genrec")  # what they must
+ABOUT = "prepared.json"
 
 
 class Arm(Fit):
@@ -22,6 +25,12 @@ class Arm(Fit):
 
     def run(self) -> Path:
         if self.prepared.exists() and not self.work.exists() and not self.out.exists():
+            made, mine = read_json(self.prepared / ABOUT), identity_of(self.config)
+            if other := [key for key in SHARED if made.get(key) != mine.get(key)]:
+                raise GenrecError(
+                    f"{self.prepared} was prepared with another {other[0]} ({made.get(other[0])}, not "
+                    f"{mine.get(other[0])}); use another --work"
+                )
             copy = self.work.with_name(self.work.name + ".copy")
             shutil.copytree(self.prepared, copy, dirs_exist_ok=True)
             write_json(copy / "config.json", identity_of(self.config))
@@ -32,6 +41,7 @@ class Arm(Fit):
         if not self.prepared.exists():
             copy = self.prepared.with_name(f"{self.prepared.name}.{self.out.name}")
             shutil.copytree(self.work, copy, ignore=shutil.ignore_patterns(*OWN), dirs_exist_ok=True)
+            write_json(copy / ABOUT, {key: identity_of(self.config)[key] for key in SHARED})
             copy.replace(self.prepared)
         return super().train_generator()
 
@@ -39,8 +49,8 @@ class Arm(Fit):
 def finished(work: Path) -> dict[str, dict[int, Path]]:
     """The finished arms in a folder: name -> seed -> bundle. Arms are named NAME.SEED."""
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(work.glob("*.[0-9]")):
-        if (path / "bundle.json").is_file():
-            name, _, seed = path.name.rpartition(".")
+    for path in sorted(work.glob("*.*")):
+        name, _, seed = path.name.rpartition(".")
+        if seed.isdigit() and (path / "bundle.json").is_file():
             found.setdefault(name, {})[int(seed)] = path
     return found
