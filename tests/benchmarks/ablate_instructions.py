@@ -20,7 +20,8 @@ that see their whole history are left out.
 
 `fresher`: what an old instruction loses. The fits stay as they are; their test requests are ranked under timelines that
 were written anew before every request (`--refresh 1`), beside the same requests under the timeline of the fit, and how
-far each arm is from `none` by the number of events since its instruction was written.
+far each arm is from `none` by the number of events since its instruction was written. NAME@ARM=FILE tells the fits of
+ARM what another writer says.
 """
 
 from __future__ import annotations
@@ -152,47 +153,45 @@ def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
 def fresher(args: argparse.Namespace) -> None:
     clock = time.perf_counter()
     folders = finished(args.work)
-    timelines = {name: Timeline.load(Path(file)) for name, file in (part.split("=", 1) for part in args.timeline)}
-    for name in (NONE, *(f"{arm}.plain" for arm in timelines)):
-        if name not in folders:
-            raise GenrecError(f"{args.work} holds no finished arm {name!r}: run this script's `fit` first")
-    seeds = sorted(set.intersection(*(set(folders[name]) for name in (NONE, *(f"{arm}.plain" for arm in timelines)))))
+    told = {}
+    for part in args.timeline:
+        name, _, file = part.partition("=")
+        told[name.partition("@")[0]] = f"{name.rpartition('@')[2]}.plain", Timeline.load(Path(file))
+    fits = {NONE, *(fit for fit, _ in told.values())}
+    if missing := sorted(fits - set(folders)):
+        raise GenrecError(f"{args.work} holds no finished arm {missing[0]!r}: run this script's `fit` first")
+    seeds = sorted(set.intersection(*(set(folders[name]) for name in fits)))
     first = Bundle.load(folders[NONE][seeds[0]])
-    test = SPLITS[first.config["protocol"]](first.dataset).test
-    anew = np.array([age(test, timeline) == 0 for timeline in timelines.values()]).all(0)
+    split: Split = SPLITS[first.config["protocol"]](first.dataset)
+    anew = np.array([age(split.test, timeline) == 0 for _, timeline in told.values()]).all(0)
     if not anew.any():
         raise GenrecError("no test request has an instruction written just before it: use --refresh 1")
-    requests = test.take(np.tile(np.flatnonzero(anew), len(seeds)))
+    some = split.test.take(np.flatnonzero(anew))
+    requests = some.take(np.tile(np.arange(len(some)), len(seeds)))
     ranked = {NONE: stored(folders[NONE], seeds, anew, "none")}
     by_age = {}
-    for arm, timeline in timelines.items():
-        found = folders[f"{arm}.plain"]
-        old = Bundle.load(found[seeds[0]]).timeline
-        if old is None:
-            raise GenrecError(f"{found[seeds[0]]} was fitted without instructions")
-        stale = age(test, old)
-        lost = differences(found, folders[NONE], seeds)
-        by_age[arm] = {int(a): round(float(lost[stale == a].mean()), 5) for a in np.unique(stale[stale >= 0])}
-        ranked[arm, "stale"] = stored(found, seeds, anew, f"{arm}: as fitted")
+    for fit in sorted(fits - {NONE}):
+        timeline = Bundle.load(folders[fit][seeds[0]]).timeline
+        if timeline is None:
+            raise GenrecError(f"{folders[fit][seeds[0]]} was fitted without instructions")
+        stale, gain = age(split.test, timeline), differences(folders[fit], folders[NONE], seeds)
+        by_age[fit] = {int(a): round(float(gain[stale == a].mean()), 5) for a in np.unique(stale[stale >= 0])}
+        ranked[fit] = stored(folders[fit], seeds, anew, f"{fit.partition('.')[0]}: as fitted")
+    for name, (fit, timeline) in told.items():
         pieces = []
         for seed in seeds:
-            parts, some = Bundle.load(found[seed]), test.take(np.flatnonzero(anew))
+            parts = Bundle.load(folders[fit][seed])
             vectors = instruction_vectors(parts, some, timeline)
             pieces.append(rank_generator(parts.generator, some, vectors, WIDTH))
-            print(
-                f"{arm}, seed {seed}: {ndcg(pieces[-1].ranks, 10).mean():.4f} under the fresh instructions", flush=True
-            )
+            print(f"{name}, seed {seed}: NDCG@10 {ndcg(pieces[-1].ranks, 10).mean():.4f} when told anew", flush=True)
         ranks, lists = (np.concatenate([getattr(r, what) for r in pieces]) for what in ("ranks", "lists"))
-        ranked[arm, "fresh"] = Ranked(f"{arm}: before every request", ranks, lists)
+        ranked[name] = Ranked(f"{name}: before every request", ranks, lists)
     rows = [r for found in ranked.values() for r in rows_of(found, requests, fits=len(seeds)) if r.slice == "all"]
     pairs = []
-    for arm in timelines:
-        against = [NONE, (arm, "stale")] + [("shuffled", "fresh")] * ("shuffled" in timelines and arm != "shuffled")
-        for base in against:
-            pairs += [
-                c for c in compare(ranked[arm, "fresh"], ranked[base], requests, fits=len(seeds)) if c.slice == "all"
-            ]
-    about = provenance("rolling", {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
+    for name, (fit, _) in told.items():
+        for base in [NONE, fit] + ["shuffled"] * ("shuffled" in told and name != "shuffled"):
+            pairs += [c for c in compare(ranked[name], ranked[base], requests, fits=len(seeds)) if c.slice == "all"]
+    about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
     about |= {"settings": first.config, "minus_none_by_events_since_written": by_age}
     save(Report(f"{first.dataset.name}: instructions written anew", tuple(rows), tuple(pairs), about), args.out)
 
@@ -282,7 +281,7 @@ def main() -> int:
     one.set_defaults(run=fit)
     one = commands.add_parser("fresher", help="finished arms under instructions written anew")
     one.add_argument("--work", type=Path, required=True)
-    one.add_argument("--timeline", action="append", required=True, metavar="NAME=FILE")
+    one.add_argument("--timeline", action="append", required=True, metavar="NAME[@ARM]=FILE")
     one.add_argument("--out", type=Path, required=True)
     one.set_defaults(run=fresher)
     one = commands.add_parser("table", help="the table over finished arms")
