@@ -90,6 +90,7 @@ def test_age_prompt_and_history_make_an_instruction_stale(place: Path) -> None:
         clock.now += 1
         assert worker(store, clock=clock, max_age=100).round([user("a", 1, 2), user("b", 3, 4)]).written == 2
         assert worker(store, clock=clock).round([user("a", 2, 1)]).written == 1  # as many events, but others
+        assert worker(store, clock=clock).round([user("a", 1, 2, 3)]).written == 1  # one more, but others before it
         assert worker(store, clock=clock).round([user("a", 2)]).written == 1  # fewer
         other = Worker(
             CATALOG, replace(TEMPLATE, version="other"), store, lambda: Scripted(echo), WorkerConfig(), clock=clock

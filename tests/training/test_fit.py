@@ -278,6 +278,7 @@ def test_the_generator_and_weights_never_saw_the_test_items(
         ({"d_model": 30}, "d_model is 30; it must be a multiple of the 4 attention heads"),
         ({"levels": 1}, "levels is 1; it must be at least 2"),
         ({"codes": 1}, "codes is 1; it must be at least 2"),
+        ({"retrieved": 30, "recent": 20, "max_history": 50}, "make it larger than 50"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**31}, "seed is 2147483648; it must be between 0 and"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
