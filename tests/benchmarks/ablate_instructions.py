@@ -63,9 +63,11 @@ MEMORY = {
 
 
 class InstructionArm(Arm):
-    """One fit of the ablation. `none` learns the home scenario alone; the fusion is chosen for home only."""
+    """One fit of the ablation. `none` learns the home scenario alone; the fusion is chosen for home only. only: ranks
+    the test requests alone that have an instruction in this timeline, written just before them."""
 
     asks = True
+    only: Timeline | None = None
 
     def training_data(self, model: GeneratorModel) -> TrainingData:
         data = super().training_data(model)
@@ -73,27 +75,33 @@ class InstructionArm(Arm):
 
     def choose_weights(self) -> str:
         floors = read_json(self.work / "floors.json")["floors"]
-        sample = self.split.validation.sample(8000, seed=2)
+        sample = self.split.validation.sample(8000 if self.only is None else 4000, seed=2)
         fused = fused_weights(self.parts(), sample, floors)
         write_json(self.folder / "fusion.json", {HOME: {"floors": floors, "fused": fused}})
         return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
 
     def make_report(self) -> str:
         """Ranks and lists of the test requests, for the table over all arms."""
-        parts, folder = self.parts(), self.folder / "report"
+        parts, folder, test = self.parts(), self.folder / "report", self.split.test
+        ranked = np.ones(len(test), bool) if self.only is None else age(test, self.only) == 0
+        np.save(folder / "ranked.npy", ranked)
         weights, found = parts.fusion(HOME), {"alone": [], "fused": []}
-        for piece, shortlist in shortlists(parts, self.split.test, weights["floors"]):
+        for piece, shortlist in shortlists(parts, test.take(np.flatnonzero(ranked)), weights["floors"]):
             served = np.take_along_axis(shortlist.rows, shortlist.order(weights["fused"]), 1)
-            for name, ranked in (("alone", shortlist.beam), ("fused", served)):
-                found[name].append(rank_lists(name, ranked, piece))
+            for name, lists in (("alone", shortlist.beam), ("fused", served)):
+                found[name].append(rank_lists(name, lists, piece))
         for name, pieces in found.items():
-            np.save(folder / f"{name}-ranks.npy", np.concatenate([r.ranks for r in pieces]))
-            np.save(folder / f"{name}-lists.npy", np.concatenate([r.lists for r in pieces]))
-        return f"test NDCG@10 {ndcg(np.load(folder / 'alone-ranks.npy'), 10).mean():.4f}"
+            ranks, lists = (np.concatenate([getattr(r, what) for r in pieces]) for what in ("ranks", "lists"))
+            whole = np.full(len(test), np.inf, ranks.dtype), np.full((len(test), lists.shape[1]), -1, lists.dtype)
+            whole[0][ranked], whole[1][ranked] = ranks, lists
+            np.save(folder / f"{name}-ranks.npy", whole[0])
+            np.save(folder / f"{name}-lists.npy", whole[1])
+        return f"test NDCG@10 {ndcg(np.load(folder / 'alone-ranks.npy')[ranked], 10).mean():.4f}"
 
 
 def fit(args: argparse.Namespace) -> None:
     timelines = dict(part.split("=", 1) for part in args.timeline)
+    only = Timeline.load(args.only) if args.only else None
     arms = args.arms or ["none", "default", *timelines]
     unknown = set(arms) - {"none", "default", *timelines}
     if unknown:
@@ -112,7 +120,7 @@ def fit(args: argparse.Namespace) -> None:
                     **MEMORY[memory],
                 )
                 job = InstructionArm(config, args.work / f"prepared.{seed}")
-                job.asks = arm != "none"
+                job.asks, job.only = arm != "none", only
                 job.run()
 
 
@@ -164,6 +172,8 @@ def fresher(args: argparse.Namespace) -> None:
     first = Bundle.load(folders[NONE][seeds[0]])
     split: Split = SPLITS[first.config["protocol"]](first.dataset)
     anew = np.array([age(split.test, timeline) == 0 for _, timeline in told.values()]).all(0)
+    known = ranked_by([folders[name][s] for name in fits for s in seeds], len(split.test))
+    anew &= known
     if not anew.any():
         raise GenrecError("no test request has an instruction written just before it: use --refresh 1")
     some = split.test.take(np.flatnonzero(anew))
@@ -175,6 +185,7 @@ def fresher(args: argparse.Namespace) -> None:
         if timeline is None:
             raise GenrecError(f"{folders[fit][seeds[0]]} was fitted without instructions")
         stale, gain = age(split.test, timeline), differences(folders[fit], folders[NONE], seeds)
+        stale[~known] = -1
         by_age[fit] = {int(a): round(float(gain[stale == a].mean()), 5) for a in np.unique(stale[stale >= 0])}
         ranked[fit] = stored(folders[fit], seeds, anew, f"{fit.partition('.')[0]}: as fitted")
     for name, (fit, timeline) in told.items():
@@ -205,6 +216,12 @@ def age(requests: EvalSet, timeline: Timeline) -> np.ndarray:
     return np.where(found >= 0, lengths - timeline.events[found], -1)
 
 
+def ranked_by(folders: list[Path], requests: int) -> np.ndarray:
+    """Which test requests all of these fits have ranked, bool [B]."""
+    files = [folder / "report" / "ranked.npy" for folder in folders]
+    return np.array([np.load(file) for file in files if file.exists()] or [np.ones(requests, bool)]).all(0)
+
+
 def stored(found: dict[int, Path], seeds: list[int], asked: np.ndarray, label: str) -> Ranked:
     """What finished fits made of some test requests, one seed after the other."""
     ranks, lists = (
@@ -232,7 +249,8 @@ def table(args: argparse.Namespace) -> None:
     first = Bundle.load(next(iter(folders.values()))[seeds[0]])
     split: Split = SPLITS[first.config["protocol"]](first.dataset)
     timelines = [Bundle.load(found[seeds[0]]).timeline for found in folders.values()]
-    told = np.array([age(split.test, t) >= 0 for t in timelines if t is not None] or [np.ones(len(split.test))]).all(0)
+    told = ranked_by([found[s] for found in folders.values() for s in seeds], len(split.test))
+    told &= np.array([age(split.test, t) >= 0 for t in timelines if t is not None] or [told]).all(0)
     requests = split.test.take(np.tile(np.flatnonzero(told), len(seeds)))
     rows, pairs, ranked, recall = [], [], {}, {}
     for name, found in folders.items():
@@ -274,6 +292,7 @@ def main() -> int:
     one.add_argument("--epochs", type=int, default=8)
     one.add_argument("--d-model", type=int, default=128)
     one.add_argument("--timeline", action="append", default=[], metavar="NAME=FILE")
+    one.add_argument("--only", type=Path, metavar="FILE", help="rank the test requests of this timeline alone")
     one.add_argument("--arms", nargs="+", help="some of them (default: all)")
     one.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY))
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
