@@ -113,11 +113,16 @@ class Run(State):
     def __init__(self, model: GeneratorModel, data: TrainingData, config: TrainingConfig) -> None:
         super().__init__(model, config.learning_rate, config.weight_decay)
         self.data, self.config = data, config
-        size = model.config.max_history
-        counts = [len(data.epoch(size, config.positions, config.seed, e)) for e in range(config.epochs)]
+        counts = [len(data.epoch(self._size(e), config.positions, config.seed, e)) for e in range(config.epochs)]
         self.ends = torch.tensor(counts).cumsum(0).tolist()
         self.steps = int(self.ends[-1])
         self._epoch: tuple[int, list] = (-1, [])
+
+    def _size(self, epoch: int) -> int:
+        """Events per training window. A model that retrieves learns to in long ones, and in every other epoch from
+        pieces of what a request sees: more users a batch, cut anew each time, which long windows are not."""
+        model = self.model.config
+        return model.recent + model.retrieved if model.retrieved and epoch % 2 == 0 else model.max_history
 
     def position(self) -> tuple[int, int]:
         """The epoch of the current step, and the batch within it."""
@@ -129,8 +134,7 @@ class Run(State):
         config = self.config
         epoch, index = self.position()
         if self._epoch[0] != epoch:
-            size = self.model.config.max_history
-            self._epoch = (epoch, self.data.epoch(size, config.positions, config.seed, epoch))
+            self._epoch = (epoch, self.data.epoch(self._size(epoch), config.positions, config.seed, epoch))
         seed = config.seed * 1_000_003 + self.step
         batch = self.data.batch(self._epoch[1][index], seed, teaching(config, self.step, self.steps))
         device = self.model.device
