@@ -22,7 +22,7 @@ SUPERVISION = ("lookahead", "trigger")
 class CAPTSConfig:
     """What is fitted, and how a request is routed.
 
-    channels: the item-to-item tables, out of CHANNELS. neighbours: R, rows kept per item and channel. ebr_epochs:
+    channels: the item-to-item tables, out of CHANNELS. neighbours: R, rows kept per item and channel. ebr_steps: of the
     training of the vectors behind the channel "ebr".
 
     Replay: past: share of the training time span's events that builds the tables; the rest is looked ahead into.
@@ -40,7 +40,7 @@ class CAPTSConfig:
 
     channels: tuple[str, ...] = ("itemknn", "markov", "content", "ebr")
     neighbours: int = 64
-    ebr_epochs: int = 8
+    ebr_steps: int = 400
     past: float = 0.75
     window: float = 120.0
     depth: int = 20
@@ -74,7 +74,7 @@ class CAPTSConfig:
         for name, value, of in said:
             if value not in of:
                 raise GenrecError(f"unknown {name} {value!r} of CAPTS; there are: {', '.join(of)}")
-        least = {"neighbours": 1, "ebr_epochs": 1, "depth": 1, "triggers": 1, "width": 4, "epochs": 0, "rows": 1}
+        least = {"neighbours": 1, "ebr_steps": 1, "depth": 1, "triggers": 1, "width": 4, "epochs": 0, "rows": 1}
         least |= {"patience": 1, "quota": 1, "least": 0, "most": 0, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:

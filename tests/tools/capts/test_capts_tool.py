@@ -118,7 +118,7 @@ def test_without_a_later_slice_the_newest_triggers_are_asked(tmp_path: Path) -> 
 
 
 def test_the_trained_channel_of_ebr_is_one_of_them() -> None:
-    config = replace(CHEAP, channels=("markov", "ebr"), epochs=1, ebr_epochs=1)
+    config = replace(CHEAP, channels=("markov", "ebr"), epochs=1, ebr_steps=2)
     tool = CAPTS(config).fit(world_sequences(20), world_catalog())
     assert (tool.channels.rows[:, 1] >= 0).any()
 
