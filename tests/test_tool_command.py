@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests_support import HOSTILE_TITLE
 from genrec.bundle import Bundle
 from genrec.cli import main
 from genrec.recommender import Recommender
-from genrec.tools import CAPTS, EBR, TOOLS, Controls
+from genrec.tools import CAPTS, EBR, TOOLS, CAPTSConfig, Controls, EBRConfig
 from training.config import MORE_TOOLS
 from training.config import TOOLS as DEFAULT_TOOLS
 
@@ -23,7 +24,10 @@ CHOSEN = ("popularity", "markov", "ebr", "capts")
 def bundle(tiny_config: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.fit import fit
 
-    return fit(tiny_config(tmp_path_factory.mktemp("tools") / "bundle", tools=CHOSEN))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as quick:
+        quick.setattr(EBR, "config_type", partial(EBRConfig, steps=40, check=20))
+        quick.setattr(CAPTS, "config_type", partial(CAPTSConfig, ebr_steps=20))
+        return fit(tiny_config(tmp_path_factory.mktemp("tools") / "bundle", tools=CHOSEN))  # type: ignore[arg-type]
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> str:
@@ -62,7 +66,7 @@ def test_capts_answers_with_routes(bundle: Path, capsys: pytest.CaptureFixture[s
     assert found["details"]["policy"] == "recent" and len(found["details"]["routes"]) == 3
     assert {r["trigger"] for r in found["details"]["routes"]} <= {"Tea number 1", "Tea number 2"}
     text = said(capsys, *asked)
-    assert "Routes, policy learned, quota 8" in text and "What leads on best" in text
+    assert "Routes, policy learned, quota 10" in text and "What leads on best" in text
 
 
 def test_every_tool_can_be_asked_and_shown(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

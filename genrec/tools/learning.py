@@ -28,7 +28,8 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps: of the whole run. check: steps between measurements. patience: measurements without a gain that end it."""
+    """steps: of the whole run. check: steps between measurements. patience: measurements without a gain that end it, 0
+    for none."""
 
     steps: int
     check: int
@@ -40,11 +41,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Learned:
-    """How a run went: the best measurement (None without one), its step, and the steps that were run."""
+    """How a run went: the best measurement (None without one), its step, the steps that were run, and the processor
+    seconds of one step, without measurements and checkpoints (mean over those of this process)."""
 
     best: float | None
     best_step: int
     steps: int
+    step_seconds: float = 0.0
 
 
 def learn(
@@ -62,8 +65,9 @@ def learn(
     a run of the same `identity` goes on from. Raises GenrecError where it holds another run.
     """
     run = _Run(model, schedule, checkpoint, identity)
-    clock, since = time.monotonic(), run.step
+    spent, since = 0.0, run.step
     while run.step < schedule.steps and not run.over:
+        clock = time.process_time()
         for group in run.optimizer.param_groups:
             group["lr"] = rate(schedule, run.step)
         torch.manual_seed(schedule.seed * 1_000_003 + run.step)
@@ -76,18 +80,18 @@ def learn(
         run.step += 1
         with torch.no_grad():
             torch._foreach_lerp_(run.average, run.parameters, 1 - min(AVERAGE, run.step / (run.step + 9)))
+        spent += time.process_time() - clock
         if measure is not None and (run.step % schedule.check == 0 or run.step == schedule.steps):
             run.measured(measure)
-            per_second = (run.step - since) / max(1e-9, time.monotonic() - clock)
             report(
                 f"step {run.step:,} of {schedule.steps:,}, loss {loss.item():.3f}, held out {run.last:.4f} "
-                f"(best {run.best:.4f}), {per_second:.1f} steps/s"
+                f"(best {run.best:.4f}), {1000 * spent / (run.step - since):.0f} ms of processor time a step"
             )
         if checkpoint is not None and time.monotonic() - run.saved > SAVE_SECONDS:
             run.save(checkpoint, identity)
     run.use(run.average if run.best is None else run.best_weights)
     model.eval()
-    return Learned(run.best, run.best_step, run.step)
+    return Learned(run.best, run.best_step, run.step, spent / max(1, run.step - since))
 
 
 def rate(schedule: Schedule, step: int) -> float:
@@ -122,7 +126,7 @@ class _Run:
     @property
     def over(self) -> bool:
         """Whether the measurements stopped getting better."""
-        return self.misses >= self.schedule.patience
+        return 0 < self.schedule.patience <= self.misses
 
     def use(self, weights: list[Tensor]) -> list[Tensor]:
         """Puts weights into the model and returns those that were there."""

@@ -1,6 +1,6 @@
 """What routing costs: a user with 100 triggers on 4 channels, and how it grows with users, triggers and quota.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_capts.py [--items 50000] --out capts-cost.json
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_capts.py [--items 50000] [--out capts-cost.json]
 
 Random tables and an untrained network: the cost does not depend on what was learned. Processor time of one thread,
 median over repeats, from contexts to routed pairs, and by part. Target: at most 5 ms for one user.
@@ -61,7 +61,7 @@ def tool_of(items: int, config: CAPTSConfig) -> CAPTS:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=50_000)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("capts-cost.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     clock, rng = time.perf_counter(), np.random.default_rng(1)

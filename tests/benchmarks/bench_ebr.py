@@ -1,6 +1,6 @@
 """What EBR costs: a training step beside SASRec's, and retrieval beside faiss, as the catalogue grows.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_ebr.py --out ebr-cost [--sizes 10000 100000 1000000 10000000]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_ebr.py [--out ebr-cost] [--sizes 10000 100000 1000000 10000000]
 
 Training: steps of the same rows, lengths and negatives on random sequences, in turns; processor time, so that it holds
 on a busy machine with one thread. Retrieval: 500 of N synthetic items (a mixture of Gaussians, d = 64) for one batch of
@@ -175,7 +175,7 @@ def retrieval(items: int, rounds: int = 3) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("ebr-cost"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.perf_counter()

@@ -5,8 +5,11 @@
 
 The clock splits the events 60/20/20: tables for the replay are of the first slice, the replay looks ahead into the
 second, and final tables are of both. A test request is a user with `--least` events and more before the last slice and
-something new in it; all of that is wanted. Every policy routes the same quota of (trigger, channel) pairs over the same
-tables, and fetches K items in all, K / quota a pair: an item that two pairs bring costs twice and counts once.
+something new in it; all of that is wanted. The replay's window is as long as that slice, unless --settings say
+otherwise; then the test's is as long as the replay's. Every policy routes the same quota of (trigger, channel) pairs
+over the same tables, and fetches K items in all, K / quota a pair: an item that two pairs bring costs twice and counts
+once. Where all events weigh the same and are rated (MovieLens), a rating over the mean is the event's weight, so that
+the policy `feedback` and the control have feedback; on Amazon they have none, and `feedback` is `recent`.
 
 Arms beside the policies: `on-trigger feedback`, the same network trained on feedback on the trigger itself (isolates
 the Value Attribution Module); `independent`, the same values without shared routing (isolates the routing). The oracle
@@ -19,13 +22,15 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from kept import check, claim, fingerprint
 
 from genrec.contracts import UserContext
 from genrec.data import Catalog, Dataset, Sequences, load_dataset
@@ -35,9 +40,9 @@ from genrec.evaluation.report import Comparison, Report, Row, provenance, save
 from genrec.io import atomic, read_json, write_json
 from genrec.tools.capts import CAPTS, CAPTSConfig
 from genrec.tools.capts.channels import Channels
-from genrec.tools.capts.policies import retrieved
-from genrec.tools.capts.requests import attribute
-from genrec.tools.capts.routing import best_cover
+from genrec.tools.capts.policies import pair_scores, retrieved
+from genrec.tools.capts.requests import DAY, Replay, Triggers, triggers_of, unseen
+from genrec.tools.capts.routing import best_cover, best_set, overlaps, total
 
 TEST = 0.2  # share of the events, by the clock
 RULES = ("recent", "feedback", "pinnersage")
@@ -48,6 +53,7 @@ AT = 100  # K of the per-channel numbers
 BINS = 10
 CURVE = 1000  # users of the quota curve
 CHUNK = 256
+SMALL, SOLVED = 32, 100  # pairs at most, and requests, that greed is compared on with the exact best set
 
 
 class Shared(CAPTS):
@@ -63,18 +69,40 @@ class Shared(CAPTS):
         return self.kept[name]
 
 
+def load(source: str) -> Dataset:
+    """The data set, with ratings as weights where there is no other feedback."""
+    dataset = load_dataset(source)
+    s = dataset.sequences
+    if np.ptp(s.weights) or np.isnan(s.ratings).all():
+        return dataset
+    weights = np.nan_to_num(s.ratings / np.nanmean(s.ratings), nan=1.0).astype(np.float32)
+    return replace(dataset, sequences=replace(s, weights=weights))
+
+
 def cut_of(dataset: Dataset) -> float:
     return float(np.quantile(dataset.sequences.times, 1 - TEST, method="higher"))
 
 
-def test_requests(dataset: Dataset, least: int) -> tuple[list[UserContext], list[np.ndarray], np.ndarray]:
-    """Contexts of everything before the cut, what is new after it, and user positions."""
+def train_of(dataset: Dataset) -> Sequences:
+    """What any policy may know."""
+    return dataset.sequences.keep(dataset.sequences.times < cut_of(dataset))
+
+
+def window_of(dataset: Dataset) -> float:
+    """Days from the cut to the end."""
+    return float(np.ceil((dataset.sequences.times.max() - cut_of(dataset) + 1) / DAY))
+
+
+def test_requests(
+    dataset: Dataset, least: int, window: float
+) -> tuple[list[UserContext], list[np.ndarray], np.ndarray]:
+    """Contexts of everything before the cut, what is new in the `window` days after it, and user positions."""
     s, cut = dataset.sequences, cut_of(dataset)
     contexts, wanted, users = [], [], []
     for u in range(len(s)):
         mine = slice(int(s.offsets[u]), int(s.offsets[u + 1]))
-        n = int((s.times[mine] < cut).sum())
-        new = np.setdiff1d(s.items[mine][n:], s.items[mine][:n])
+        n, until = np.searchsorted(s.times[mine], [cut, cut + window * DAY]).tolist()
+        new = np.setdiff1d(s.items[mine][n:until], s.items[mine][:n])
         if n >= least and len(new):
             contexts.append(s.context(u, n))
             wanted.append(new.astype(np.int64))
@@ -103,18 +131,19 @@ def measure(tool: CAPTS, contexts: list[UserContext], wanted: list[np.ndarray], 
     rows, c, quota = [], len(tool.channels.names), tool.config.quota
     for start in range(0, len(contexts), CHUNK):
         part = contexts[start : start + CHUNK]
-        triggers, _, found = tool.route(part)
-        for b, context in enumerate(part):
-            mine, new = triggers.rows[b], wanted[start + b]
-            seen = np.array(context.history, np.int64)
+        if oracle:
+            triggers = triggers_of(part, tool.config)
+        else:
+            triggers, _, found = tool.route(part)
+        for b in range(len(part)):
+            mine, new, seen = triggers.rows[b], wanted[start + b], triggers.seen[b]
             values = []
             for k in CUTS:
-                pairs = found[b].pairs
                 if oracle:
-                    n = int((mine >= 0).sum())
-                    lists = np.where(np.isin(tool.channels.rows[mine[:n]], seen), -1, tool.channels.rows[mine[:n]])
-                    lists = np.take_along_axis(lists, np.argsort(lists < 0, axis=2, kind="stable"), 2)
-                    pairs = best_cover(lists[:, :, : max(1, k // quota)], new, quota)
+                    lists = unseen(tool.channels, mine[mine >= 0], seen, k // quota + 1)
+                    pairs = best_cover(lists, new, quota, k)
+                else:
+                    pairs = found[b].pairs
                 brought = retrieved(pairs, mine, tool.channels, seen, k, quota)
                 values.append(float(np.isin(new, np.concatenate([np.zeros(0, int), *brought])).mean()))
                 if k == AT:
@@ -125,50 +154,71 @@ def measure(tool: CAPTS, contexts: list[UserContext], wanted: list[np.ndarray], 
 
 def calibration(tool: CAPTS, contexts: list[UserContext], wanted: list[np.ndarray]) -> dict[str, Any]:
     """Per channel: mean value and share of true labels in BINS equal bins of the test's pairs."""
-    said, true, of = [], [], []
-    most = max(map(len, wanted))
-    for start in range(0, len(contexts), CHUNK):
-        triggers, values, _ = tool.route(contexts[start : start + CHUNK])
+    futures = np.full((len(contexts), max(map(len, wanted))), -1)
+    for b, new in enumerate(wanted):
+        futures[b, : len(new)] = new
+    test = Replay(contexts, futures, np.ones(futures.shape, np.float32), np.arange(len(contexts)))
+    triggers = triggers_of(contexts, tool.config)
+    label, _, there = tool.labels(test, triggers, tool.channels)
+    said = np.zeros(label.shape, np.float32)
+    for at in np.array_split(np.arange(len(contexts)), -(-len(contexts) // CHUNK)):
+        values = tool.values(Triggers(triggers.rows[at], triggers.about[at]))
         if values is None:
             return {}
-        lists = triggers.lists(tool.channels, tool.config.depth)
-        future = np.full((len(triggers), most), -1)
-        for b, new in enumerate(wanted[start : start + CHUNK]):
-            future[b, : len(new)] = new
-        label = attribute(lists, future, np.ones(future.shape, np.float32))[0] > 0
-        there = lists[..., 0] >= 0
-        channel = np.broadcast_to(np.arange(lists.shape[2]), there.shape)
-        said.append(values.value[there])
-        true.append(label[there])
-        of.append(channel[there])
-    p, y, c = np.concatenate(said), np.concatenate(true), np.concatenate(of)
+        said[at] = values.value
     out = {}
-    for i, name in enumerate(tool.channels.names):
-        order = np.argsort(p[c == i])
-        parts = [part for part in np.array_split(order, BINS) if len(part)]
-        out[name] = [[float(p[c == i][x].mean()), float(y[c == i][x].mean())] for x in parts]
+    for c, name in enumerate(tool.channels.names):
+        p, y = said[..., c][there[..., c]], label[..., c][there[..., c]]
+        parts = [part for part in np.array_split(np.argsort(p), BINS) if len(part)]
+        out[name] = [[float(p[x].mean()), float(y[x].mean())] for x in parts]
     return out
 
 
+def greed(tool: CAPTS, contexts: list[UserContext]) -> dict[str, float]:
+    """What greedy routing is worth beside the exact best set, over the first SOLVED requests of at most SMALL pairs."""
+    config, shares = tool.config, []
+    most = SMALL // len(tool.channels.names)
+    some = [c for c in contexts if len(set(c.history)) <= most][:SOLVED]
+    triggers, values, found = tool.route(some)
+    scores = pair_scores(triggers, values, tool.channels, tool.content, config).astype(np.float64)
+    for b, lists in enumerate(triggers.lists(tool.channels, config.depth)):
+        n, c = int((triggers.rows[b] >= 0).sum()), lists.shape[1]
+        overlap, flat = overlaps(lists[:n].reshape(n * c, -1)), scores[b, :n].ravel()
+        best = best_set(scores[b, :n], lists[:n], config.quota, config.discount, config.least, config.most)
+        greedy, exact = (
+            total(flat, overlap, [h * c + x for h, x in pairs], config.discount) for pairs in (found[b].pairs, best)
+        )
+        shares.append(greedy / exact if exact > 0 else 1.0)
+    if not shares:
+        return {"requests": 0}
+    mean, least = float(np.mean(shares)), float(np.min(shares))
+    return {"requests": len(shares), "greedy / exact, mean": mean, "greedy / exact, least": least}
+
+
 def fit(args: argparse.Namespace) -> None:
-    dataset = load_dataset(args.data)
-    train = dataset.sequences.keep(dataset.sequences.times < cut_of(dataset))
-    contexts, wanted, users = test_requests(dataset, args.least)
+    dataset = load(args.data)
+    train, settings = train_of(dataset), {"window": window_of(dataset)} | json.loads(args.settings)
+    try:
+        config = CAPTSConfig(**settings)
+    except TypeError as error:
+        raise GenrecError(f"--settings {args.settings}: {error}") from None
+    contexts, wanted, users = test_requests(dataset, args.least, config.window)
     if len(users) < 2:
         raise GenrecError(
             f"{dataset.name} has {len(users)} users with {args.least} events before the cut and new ones after"
         )
     print(f"{len(users):,} users, {sum(map(len, wanted)):,} wanted items", flush=True)
+    identity = {"data": fingerprint(dataset), "least": args.least, "quotas": args.quotas}
     for seed in args.seeds:
-        folder = args.work / f"capts.{seed}"
-        if (folder / "done.json").is_file():
+        folder, config = args.work / f"capts.{seed}", replace(config, seed=seed)
+        if claim(folder, identity | {"settings": asdict(config) | {"channels": list(config.channels)}}):
             print(f"{folder.name}: done before", flush=True)
             continue
-        config = replace(CAPTSConfig(seed=seed), **json.loads(args.settings))
         kept: dict[str, Channels] = {}
         spent, tools = {}, {}
-        for name, supervision in ((OURS, "lookahead"), (CONTROL, "trigger")):
-            tool = Shared(replace(config, supervision=supervision), kept)
+        control = replace(config, supervision="trigger", uniqueness=0.0, eta=0.0)
+        for name, settled in ((OURS, config), (CONTROL, control)):
+            tool = Shared(settled, kept)
             tool.work = folder / "work" / ("tables" if name == OURS else "control")
             tool.say = lambda line, who=f"{seed} {name}": print(f"{who}: {line}", flush=True)  # type: ignore[misc]
             start = time.process_time()
@@ -187,22 +237,25 @@ def fit(args: argparse.Namespace) -> None:
             for name in (OURS, *RULES):
                 tool = tools[OURS].steered(policy=name, quota=quota)
                 curve[f"{name}.{quota}"] = float(measure(tool, *sample)[:, CUTS.index(AT)].mean())
-        about = {"settings": json.loads(args.settings), "cpu_seconds": spent, "quota_curve": curve}
-        about |= {"channels": list(config.channels), "quota": config.quota}
+        about = {"cpu_seconds": spent, "quota_curve": curve, "greed": greed(tools[OURS], contexts)}
         about |= {"calibration": calibration(tools[OURS], contexts, wanted)}
         write_json(folder / "done.json", about)
 
 
 def table(args: argparse.Namespace) -> None:
     clock = time.perf_counter()
-    dataset = load_dataset(args.data)
-    _, _, users = test_requests(dataset, args.least)
+    dataset = load(args.data)
     folders = [args.work / f"capts.{s}" for s in args.seeds]
     if missing := [f.name for f in folders if not (f / "done.json").is_file()]:
         raise GenrecError(f"{args.work} lacks {missing[0]}; run fit first")
+    settings = {k: v for k, v in read_json(folders[0] / "identity.json")["settings"].items() if k != "seed"}
+    for seed, folder in zip(args.seeds, folders, strict=True):
+        same = {"data": fingerprint(dataset), "least": args.least, "settings": settings | {"seed": seed}}
+        check([folder], same)
+    _, _, users = test_requests(dataset, args.least, settings["window"])
     done = [read_json(f / "done.json") for f in folders]
     names = [f"union-recall@{k}" for k in CUTS] + [f"overlap@{AT}", f"unique hits@{AT}"]
-    names += [f"{c} recall@{AT}" for c in done[0]["channels"]]
+    names += [f"{c} recall@{AT}" for c in settings["channels"]]
     clustered = np.tile(users, len(folders))
     values = {n: np.concatenate([np.load(f / f"{n}.npy") for f in folders]) for n in (*POLICIES, CONTROL, ORACLE)}
     rows = [
@@ -216,21 +269,24 @@ def table(args: argparse.Namespace) -> None:
         for a, b in dict.fromkeys(asked)
     ]
     about = provenance(
-        f"by the clock 60/20/20; users with {args.least} events and more before, new ones after",
+        f"by the clock 60/20/20; users with {args.least} events before, a new one in {settings['window']:g} days",
         {f"fit {i}": s for i, s in enumerate(args.seeds)},
         time.perf_counter() - clock,
     )
     base = values[best][:, 0].mean()
     ours, ceiling = (pairs[i].differences[names[0]] for i in (0, -1))
+    overlap = pairs[0].differences[f"overlap@{AT}"]
     about["verdicts"] = {
         "best rule": best,
         "oracle above the best rule, relative": round(ceiling.mean / base, 4),
         "ours above the best rule, relative": [round(x / base, 4) for x in (ours.mean, ours.low, ours.high)],
         "5 % reached": bool(ours.mean >= 0.05 * base and ours.low > 0),
         "overlap, ours and best rule": [round(float(values[n][:, len(CUTS)].mean()), 4) for n in (OURS, best)],
+        "overlap, ours - best rule": [round(x, 4) for x in (overlap.mean, overlap.low, overlap.high)],
+        "overlap lower": bool(overlap.high < 0),
     }
     about["costs"] = [d["cpu_seconds"] for d in done]
-    about["settings"] = done[0]["settings"] | {"quota": done[0]["quota"]}
+    about["settings"], about["greed"] = settings, [d["greed"] for d in done]
     keys = done[0]["quota_curve"]
     about["quota_curve"] = {k: round(float(np.mean([d["quota_curve"][k] for d in done])), 5) for k in keys}
     about["calibration"] = done[0]["calibration"]
@@ -272,7 +328,7 @@ def main() -> int:
         one.set_defaults(run=run)
         if name == "fit":
             one.add_argument("--settings", default="{}", help="JSON: fields of CAPTSConfig that all arms share")
-            one.add_argument("--quotas", type=int, nargs="*", default=[4, 8, 16, 32], help="of the quota curve")
+            one.add_argument("--quotas", type=int, nargs="*", default=[5, 10, 20, 40], help="of the quota curve")
         else:
             one.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

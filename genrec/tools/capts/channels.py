@@ -97,7 +97,7 @@ def fit_channels(
         elif name == "content":
             made.append(table_of_vectors(Content().fit(train, catalog).matrix, config.neighbours))
         elif name == "ebr":
-            settings = EBRConfig(prompt="none", epochs=config.ebr_epochs, patience=99, seed=config.seed)
+            settings = EBRConfig(prompt="none", steps=config.ebr_steps, patience=0, seed=config.seed)
             ebr = EBR(settings)
             ebr.work, ebr.say = work, say
             made.append(table_of_vectors(unit(ebr.fit(train, catalog).items), config.neighbours))

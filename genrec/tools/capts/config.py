@@ -22,13 +22,15 @@ SUPERVISION = ("lookahead", "trigger")
 class CAPTSConfig:
     """What is fitted, and how a request is routed.
 
-    channels: the item-to-item tables, out of CHANNELS. neighbours: R, rows kept per item and channel. ebr_epochs:
+    channels: the item-to-item tables, out of CHANNELS. neighbours: R, rows kept per item and channel. ebr_steps: of the
     training of the vectors behind the channel "ebr".
 
-    Replay: past: share of the training time span's events that builds the tables; the rest is looked ahead into.
-    window: days after a request that count. depth: list length that is credited. credit: "full" to every trigger and
-    channel that found an item, or "split" evenly among them. supervision: "trigger" is the control: feedback on the
-    trigger itself in place of what it retrieves.
+    Replay: past: share of the training events, by the clock, that builds the tables; the rest is looked ahead into.
+    window: days after a request that count. depth: unseen items of a list that are credited, and compared for overlap;
+    about what a pair brings. credit: "full" to every trigger and channel that found an item, or "split" evenly among
+    them. threshold: how much credit makes a label: more than this quantile of the channel's credits above zero; 0: any.
+    supervision: "trigger" is the control: feedback on the trigger itself in place of what it retrieves, which says
+    nothing of uniqueness (uniqueness and eta must be 0).
 
     Network: triggers (newest different items that are looked at), width, epochs, rows (requests per batch),
     learning_rate, weight_decay, patience. calibration, uniqueness: weights of the two further losses.
@@ -40,11 +42,12 @@ class CAPTSConfig:
 
     channels: tuple[str, ...] = ("itemknn", "markov", "content", "ebr")
     neighbours: int = 64
-    ebr_epochs: int = 8
+    ebr_steps: int = 400
     past: float = 0.75
     window: float = 120.0
-    depth: int = 20
+    depth: int = 8
     credit: str = "full"
+    threshold: float = 0.0
     supervision: str = "lookahead"
     triggers: int = 50
     width: int = 32
@@ -56,7 +59,7 @@ class CAPTSConfig:
     calibration: float = 0.1
     uniqueness: float = 0.1
     policy: str = "learned"
-    quota: int = 8
+    quota: int = 10
     discount: float = 1.0
     eta: float = 0.2
     least: int = 0
@@ -74,13 +77,17 @@ class CAPTSConfig:
         for name, value, of in said:
             if value not in of:
                 raise GenrecError(f"unknown {name} {value!r} of CAPTS; there are: {', '.join(of)}")
-        least = {"neighbours": 1, "ebr_epochs": 1, "depth": 1, "triggers": 1, "width": 4, "epochs": 0, "rows": 1}
+        least = {"neighbours": 1, "ebr_steps": 1, "depth": 1, "triggers": 1, "width": 4, "epochs": 0, "rows": 1}
         least |= {"patience": 1, "quota": 1, "least": 0, "most": 0, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise GenrecError(f"CAPTS' {name} is {getattr(self, name)}; it must be at least {low}")
         if not 0 < self.past < 1 or not 0 <= self.discount <= 1:
             raise GenrecError(f"past is {self.past}, discount {self.discount}; both are shares between 0 and 1")
+        if not 0 <= self.threshold < 1:
+            raise GenrecError(f"CAPTS' threshold is {self.threshold}; it must be at least 0 and less than 1")
+        if self.supervision == "trigger" and (self.uniqueness or self.eta):
+            raise GenrecError("CAPTS' supervision 'trigger' knows no uniqueness; set uniqueness and eta to 0")
         for name in ("window", "learning_rate", "weight_decay", "calibration", "uniqueness", "eta"):
             if not getattr(self, name) >= 0 or not math.isfinite(getattr(self, name)):
                 raise GenrecError(f"CAPTS' {name} is {getattr(self, name)}; it must be a number of at least 0")

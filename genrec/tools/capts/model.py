@@ -22,7 +22,8 @@ HIDDEN, HEADS, FEATURES, BINS = 32, 2, 5, 10
 
 @dataclass(frozen=True)
 class Valued:
-    """value, uniqueness: logits [B, n, C]; calibrated: logits of the calibrated value [B, n, C]; trigger: [B, n]."""
+    """value, uniqueness: logits [B, n, C]; calibrated: logits a value + b of the calibrated value, a > 0 and b per
+    channel, blind to the network [B, n, C]; trigger: [B, n]."""
 
     value: Tensor
     calibrated: Tensor
@@ -61,7 +62,7 @@ class CATR(nn.Module):
         hidden = F.relu(self.first(torch.cat([both, features.flatten(2)], -1)))
         hidden = hidden.unflatten(-1, (2, -1, HIDDEN))
         value, uniqueness = ((hidden * self.second).sum(-1) + self.offset).unbind(2)
-        calibrated = F.softplus(self.slope) * value + self.shift
+        calibrated = F.softplus(self.slope) * value.detach() + self.shift
         return Valued(value, calibrated, uniqueness, self.alone(both)[..., 0])
 
 
@@ -75,16 +76,17 @@ def catr_loss(
     out: Valued, label: Tensor, unique: Tensor, there: Tensor, calibration: float, uniqueness: float
 ) -> Tensor:
     """BCE(value) + calibration x sum over channels of squared gaps in bins + uniqueness x BCE(q) + BCE(trigger head).
+    The gaps teach the calibrators alone: what else they could teach, the last layer of a value head learns anyway.
 
     label, unique: float [B, n, C]; there: bool [B, n, C], pairs that have a list.
     """
     if not there.any():
         return out.value.sum() * 0.0
-    logits, wanted = out.calibrated[there], label[there]
-    loss = F.binary_cross_entropy_with_logits(logits, wanted)
+    wanted = label[there]
+    loss = F.binary_cross_entropy_with_logits(out.value[there], wanted)
     if calibration:
         channel = torch.arange(label.shape[2]).expand_as(label)[there]
-        loss = loss + calibration * calibration_gap(torch.sigmoid(logits), wanted, channel)
+        loss = loss + calibration * calibration_gap(torch.sigmoid(out.calibrated[there]), wanted, channel)
     if uniqueness:
         loss = loss + uniqueness * F.binary_cross_entropy_with_logits(out.uniqueness[there], unique[there])
     some = there.any(-1)

@@ -3,7 +3,7 @@
 `learned` is CAPTS. The others are what one would use instead (section 1.6 of the paper's peers): the newest triggers,
 those with the best feedback, PinnerSage's medoids (Ward clusters of the triggers, the most recent and largest first),
 PDN's (one learned score per trigger times the channel's similarity), and `independent`: CAPTS' values without its
-routing. The oracle knows the future and is `routing.best_cover`.
+routing. The oracle knows the future and is `routing.best_cover`. A list is what it holds beside the seen items.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def routes(
     scores = pair_scores(triggers, values, channels, content, config)
     policy = policy_of(config, values)
     out = []
-    for b in range(len(triggers)):
+    for b, whole in enumerate(triggers.lists(channels, config.depth)):
         n = int((triggers.rows[b] >= 0).sum())
-        lists = channels.rows[triggers.rows[b, :n], :, : config.depth]
+        lists = whole[:n]
         if policy == "independent":
             pairs = independent(scores[b, :n], lists, config.quota)
         else:

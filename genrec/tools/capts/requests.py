@@ -1,9 +1,9 @@
 """What CAPTS looks at: the triggers of each request, what is known of them, and the look-ahead replay of the VAM.
 
 From the paper (2602.12564): a trigger is credited with the later engagement that items retrieved from it generate, on
-each channel, by offline replay over a future window, as a binary label. Ours: window, list depth, credit and the
-features. A request of the replay is a moment just before an event of the later slice of the training data; tables are
-of the earlier slice, so no list has seen what it is credited for.
+each channel, by offline replay over a future window, as a binary label. Ours: window, list depth, credit, threshold and
+the features. The replay asks as the shop will be asked: at a few moments of the later slice of the training data, for
+every user with a history; tables are of the earlier slice, so no list has seen what it is credited for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from genrec.tools.capts.config import CAPTSConfig
 
 DAY = 86400.0
 READ = 100  # newest events of a history
-FUTURE = 20  # next events of a request that are looked at, at most
+FUTURE = 50  # next events of a request that are looked at, at most
+MOMENTS = 3  # of the replay
 ABOUT = 6  # features of a trigger
 
 
@@ -28,10 +29,12 @@ ABOUT = 6  # features of a trigger
 class Triggers:
     """B requests with up to n triggers each, newest first. rows: int64 [B, n], -1 padded; about: float32 [B, n, ABOUT]:
     log place from the end, log days before the newest event, weight over the user's mean, repeats, log number of
-    triggers, and whether it is of the newest day."""
+    triggers, and whether it is of the newest day. seen: rows that are not retrieved again, one array per request; ()
+    where nothing is left out."""
 
     rows: np.ndarray
     about: np.ndarray
+    seen: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,11 +42,32 @@ class Triggers:
     def take(self, at: np.ndarray) -> Triggers:
         """The requests at these positions, cut to the longest of them."""
         width = max(1, int((self.rows[at] >= 0).sum(axis=1).max(initial=0)))
-        return Triggers(self.rows[at, :width], self.about[at, :width])
+        seen = tuple(self.seen[i] for i in at) if self.seen else ()
+        return Triggers(self.rows[at, :width], self.about[at, :width], seen)
 
     def lists(self, channels: Channels, depth: int) -> np.ndarray:
-        """int32 [B, n, C, depth]: what each trigger retrieves, -1 where there is nothing."""
-        return np.where(self.rows[..., None, None] >= 0, channels.rows[np.maximum(self.rows, 0), :, :depth], -1)
+        """int32 [B, n, C, depth]: what each trigger retrieves, the first unseen rows of its lists, -1 where there is
+        nothing."""
+        nothing = np.zeros(0, np.int64)
+        out = np.full((*self.rows.shape, len(channels.names), depth), -1, np.int32)
+        for b, rows in enumerate(self.rows):
+            mine = rows[rows >= 0]
+            out[b, : len(mine)] = unseen(channels, mine, self.seen[b] if self.seen else nothing, depth)
+        return out
+
+
+def unseen(channels: Channels, rows: np.ndarray, seen: np.ndarray, depth: int) -> np.ndarray:
+    """The first `depth` rows of the triggers' lists that are not among `seen`, int32 [n, C, depth], -1 padded."""
+    table = channels.rows[rows]
+    old = np.zeros(len(channels.rows) + 1, bool)
+    old[seen], old[-1] = True, True  # -1, the padding, reads the last one
+    new = ~old[table]
+    place = np.cumsum(new, axis=2) - 1
+    keep = new & (place < depth)
+    out = np.full((*table.shape[:2], depth), -1, np.int32)
+    h, c, _ = np.nonzero(keep)
+    out[h, c, place[keep]] = table[keep]
+    return out
 
 
 def triggers_of(contexts: list[UserContext], config: CAPTSConfig) -> Triggers:
@@ -82,7 +106,7 @@ def triggers_of(contexts: list[UserContext], config: CAPTSConfig) -> Triggers:
         rows_array[b, : len(mine)] = mine
         if mine:
             about_array[b, : len(mine)] = said
-    return Triggers(rows_array, about_array)
+    return Triggers(rows_array, about_array, tuple(np.unique(np.array(events(c)[0], np.int64)) for c in contexts))
 
 
 @dataclass(frozen=True)
@@ -99,20 +123,31 @@ class Replay:
         return len(self.contexts)
 
 
+def moments_of(cut: float, end: float, window: float) -> np.ndarray:
+    """Up to MOMENTS moments from `cut` on, unix seconds, at the start of days, as far apart as whole windows of so many
+    days allow; where none fits before `end`, the cut alone."""
+    spread = np.linspace(cut, max(cut, end - window * DAY), MOMENTS)
+    return np.unique(np.maximum(cut, np.floor(spread / DAY) * DAY))
+
+
 def look_ahead(train: Sequences, cut: float, config: CAPTSConfig, most: int = 20_000) -> Replay:
-    """Requests just before events at or after `cut` (unix seconds) that have one before them, at most `most`, drawn at
-    random; futures reach `window` days from there, at most FUTURE events. The newest READ events are the history."""
+    """At moments from `cut` (unix seconds) on, every user with a history and something new in the `window` days after,
+    at most FUTURE events of it; at most `most` requests, drawn at random. The newest READ events are the history."""
     contexts, futures, gains, users = [], [], [], []
-    asked = np.flatnonzero(train.times >= cut)
-    asked = asked[asked > train.offsets[train.user_of[asked]]]
-    asked = np.sort(np.random.default_rng((config.seed, 5)).permutation(asked)[:most])
-    for event in asked.tolist():
-        u = int(train.user_of[event])
-        start, end = int(train.offsets[u]), int(train.offsets[u + 1])
-        later = slice(event, min(end, event + FUTURE))
-        inside = train.times[later] <= train.times[event] + config.window * DAY
+    end = (np.floor(train.times.max(initial=cut) / DAY) + 1) * DAY
+    asked: list[tuple[int, int, int]] = []
+    for moment in moments_of(cut, end, config.window):
+        before, inside = train.times < moment, train.times < moment + config.window * DAY
+        first, last = (
+            train.offsets[:-1] + np.bincount(train.user_of[m], minlength=len(train)) for m in (before, inside)
+        )
+        able = np.flatnonzero((first > train.offsets[:-1]) & (last > first))
+        asked += list(zip(able.tolist(), first[able].tolist(), last[able].tolist(), strict=True))
+    drawn = np.sort(np.random.default_rng((config.seed, 5)).permutation(len(asked))[:most])
+    for u, event, until in (asked[i] for i in drawn):
+        start, later = int(train.offsets[u]), slice(event, min(until, event + FUTURE))
         history = slice(max(start, event - READ), event)
-        fresh = inside & ~np.isin(train.items[later], train.items[start:event])
+        fresh = ~np.isin(train.items[later], train.items[start:event])
         rows, first = np.unique(train.items[later][fresh], return_index=True)
         if not len(rows):
             continue
@@ -159,13 +194,25 @@ def attribute(
     return value.astype(np.float32), (hit & alone[:, None]).any(axis=3)
 
 
-def on_trigger(triggers: Triggers) -> np.ndarray:
-    """The control's labels, bool [B, n]: feedback on the trigger itself. Where weights differ: above the user's mean.
-    Where they are all alike there is no graded feedback; the stand-in is that the user went on within the day (the
-    trigger shares its day with the one after it)."""
-    graded = np.abs(triggers.about[..., 2] - 1) > 1e-6
-    graded_user = (graded & (triggers.rows >= 0)).any(axis=1, keepdims=True)
+def labels_of(value: np.ndarray, threshold: float) -> np.ndarray:
+    """bool [B, n, C]: value above tau of its channel, the quantile `threshold` of the channel's positive values; tau is
+    0 for threshold 0 and for a channel without any. value: of all requests of the replay together, [B, n, C]."""
+    tau = np.zeros(value.shape[2], np.float32)
+    for c in range(value.shape[2]) if threshold else ():
+        positive = value[..., c][value[..., c] > 0]
+        tau[c] = np.quantile(positive, threshold) if len(positive) else 0.0
+    return value > tau
+
+
+def on_trigger(triggers: Triggers) -> tuple[np.ndarray, np.ndarray]:
+    """The control's labels and where there is one, bool [B, n]: feedback on the trigger itself. Where weights differ:
+    above the user's mean. Where they are all alike there is no graded feedback; the stand-in is that the user went on
+    within the day (the trigger shares its day with the one after it), which nobody knows yet of the newest."""
+    there = triggers.rows >= 0
+    graded_user = ((np.abs(triggers.about[..., 2] - 1) > 1e-6) & there).any(axis=1, keepdims=True)
     gap = triggers.about[..., 1]
-    went_on = np.zeros(triggers.rows.shape, bool)
+    went_on = np.zeros(there.shape, bool)
     went_on[:, 1:] = np.abs(np.expm1(gap[:, 1:]) - np.expm1(gap[:, :-1])) < 1
-    return np.where(graded_user, triggers.about[..., 2] > 1, went_on) & (triggers.rows >= 0)
+    known = np.ones(there.shape, bool)
+    known[:, 0] = graded_user[:, 0]
+    return np.where(graded_user, triggers.about[..., 2] > 1, went_on) & there & known, there & known

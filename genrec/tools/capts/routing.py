@@ -79,14 +79,14 @@ def route(
 
 
 def independent(score: np.ndarray, lists: np.ndarray, quota: int) -> list[tuple[int, int]]:
-    """The control: every channel takes its own best quota / C triggers (the first channels one more), blind to the
-    others; what a channel cannot take is lost."""
-    c = lists.shape[1]
-    taken = []
-    for channel in range(c):
+    """The control: each of the C channels with any list takes its own best quota / C triggers (the first channels one
+    more), blind to the others; what a channel cannot take is lost."""
+    able = np.flatnonzero((lists[:, :, 0] >= 0).any(axis=0))
+    c, taken = len(able), []
+    for i, channel in enumerate(able.tolist()):
         there = np.flatnonzero(lists[:, channel, 0] >= 0)
         best = there[np.argsort(-score[there, channel], kind="stable")]
-        taken += [(int(h), channel) for h in best[: quota // c + (channel < quota % c)]]
+        taken += [(int(h), channel) for h in best[: quota // c + (i < quota % c)]]
     return sorted(taken, key=lambda pair: -float(score[pair]))
 
 
@@ -124,25 +124,34 @@ def best_set(
     return [(int(x) // c, int(x) % c) for x in chosen[np.argsort(-flat[chosen], kind="stable")]]
 
 
-def best_cover(lists: np.ndarray, wanted: np.ndarray, quota: int) -> list[tuple[int, int]]:
-    """The oracle: `quota` pairs whose lists together hold the most wanted items, exactly.
+def best_cover(lists: np.ndarray, wanted: np.ndarray, quota: int, k: int) -> list[tuple[int, int]]:
+    """The oracle: `quota` pairs that bring the most wanted items, exactly, where each brings the first k // quota items
+    of its list, and the first k % quota pairs one more: what any policy may fetch, so none can find more.
 
-    lists: int [n, C, L]; wanted: rows [F]. Pairs that hold nothing wanted fill up, newest trigger first.
+    lists: int [n, C, L], unseen items, -1 padded; wanted: rows [F]. Pairs that bring nothing wanted fill up, newest
+    trigger first.
     """
     n, c, depth = lists.shape
+    whole, more = divmod(k, quota)
     flat = lists.reshape(n * c, depth)
-    hit = (flat[:, :, None] == wanted[None, None, :]).any(axis=1)  # [P, F]
-    able = np.flatnonzero(hit.any(axis=1))
+    there = (flat[:, :, None] == wanted) & (wanted >= 0)  # [P, L, F]
+    hit, last = there[:, :whole].any(axis=1), there[:, whole : whole + 1].any(axis=1)  # of every pair; of a longer one
+    able = np.flatnonzero(hit.any(axis=1) | (last.any(axis=1) & (more > 0)))
     chosen = able.tolist()
-    if len(able) > quota:
-        h = hit[able].astype(float)
-        p, f = h.shape
-        cost = np.concatenate([np.full(p, 1e-6), -np.ones(f)])
-        cover = LinearConstraint(np.concatenate([-h.T, np.eye(f)], axis=1), -np.inf, 0)
-        budget = LinearConstraint(np.concatenate([np.ones(p), np.zeros(f)])[None], 0, quota)
-        solved = milp(
-            cost, integrality=np.r_[np.ones(p), np.zeros(f)], bounds=Bounds(0, 1), constraints=[cover, budget]
-        )
-        chosen = able[solved.x[:p] > 0.5].tolist()
+    if len(able) > (min(quota, more) or quota):
+        p, f = len(able), len(wanted)
+        eye, no = np.eye(p), np.zeros((p, f))
+        cost = np.concatenate([np.full(2 * p, 1e-6), -np.ones(f)])  # pair taken, pair longer, item found
+        found = np.concatenate([-hit[able].T.astype(float), -last[able].T.astype(float), np.eye(f)], axis=1)
+        budget = np.zeros((2, 2 * p + f))
+        budget[0, :p], budget[1, p : 2 * p] = 1, 1
+        rules = [
+            LinearConstraint(found, -np.inf, 0),
+            LinearConstraint(budget, 0, [quota, more]),
+            LinearConstraint(np.concatenate([-eye, eye, no], axis=1), -np.inf, 0),  # only a taken pair can be longer
+        ]
+        kinds = np.r_[np.ones(2 * p), np.zeros(f)]
+        x = milp(cost, integrality=kinds, bounds=Bounds(0, 1), constraints=rules).x > 0.5
+        chosen = [*able[x[p : 2 * p]].tolist(), *able[x[:p] & ~x[p : 2 * p]].tolist()]
     rest = [q for q in range(n * c) if q not in set(chosen) and flat[q, 0] >= 0]
     return [(q // c, q % c) for q in [*chosen, *rest][:quota]]

@@ -29,7 +29,15 @@ from genrec.tools.base import Tool, short_title
 from genrec.tools.capts.channels import Channels, fit_channels
 from genrec.tools.capts.config import CAPTSConfig
 from genrec.tools.capts.policies import Route, Values, policy_of, retrieved, routes, union_recall
-from genrec.tools.capts.requests import Replay, Triggers, attribute, look_ahead, on_trigger, triggers_of
+from genrec.tools.capts.requests import (
+    Replay,
+    Triggers,
+    attribute,
+    labels_of,
+    look_ahead,
+    on_trigger,
+    triggers_of,
+)
 from genrec.tools.ebr.vectors import content_vectors
 
 if TYPE_CHECKING:
@@ -102,6 +110,7 @@ class CAPTS(Tool):
         if not len(learned) or not config.epochs:
             return
         triggers = triggers_of(replay.contexts, config)
+        label, unique, there = self.labels(replay, triggers, channels)
         by_length = learned[np.argsort((triggers.rows[learned] >= 0).sum(axis=1), kind="stable")]
         batches = np.array_split(by_length, -(-len(by_length) // config.rows))
         torch.manual_seed(config.seed)
@@ -112,15 +121,9 @@ class CAPTS(Tool):
             order = np.random.default_rng((config.seed, step // len(batches))).permutation(len(batches))
             at = batches[order[step % len(batches)]]
             mine = triggers.take(at)
-            lists = mine.lists(channels, config.depth)
-            value, unique = attribute(lists, replay.futures[at], replay.gains[at], config.credit)
-            label = value > 0
-            if config.supervision == "trigger":
-                label = np.broadcast_to(on_trigger(mine)[..., None], label.shape)
-            there = torch.from_numpy(lists[..., 0] >= 0)
             out = network(*self._inputs(mine, channels))
-            wanted, alone = (torch.from_numpy(np.ascontiguousarray(x)).float() for x in (label, unique))
-            return catr_loss(out, wanted, alone, there, config.calibration, config.uniqueness)
+            wanted, alone, known = (torch.from_numpy(x[at, : mine.rows.shape[1]]) for x in (label, unique, there))
+            return catr_loss(out, wanted.float(), alone.float(), known, config.calibration, config.uniqueness)
 
         def measure() -> float:
             mine = triggers.take(watched)
@@ -144,6 +147,26 @@ class CAPTS(Tool):
         self.learned = learn(
             network, loss_at, schedule, measure if len(watched) else None, checkpoint, identity, self.say
         )
+
+    def labels(
+        self, replay: Replay, triggers: Triggers, channels: Channels
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every pair of the replay whether it brings something, whether alone, and whether it is learned from: bool
+        [B, n, C]."""
+        config, values, alone, there = self.config, [], [], []
+        for start in range(0, len(replay), config.rows):
+            at = slice(start, start + config.rows)
+            some = Triggers(triggers.rows[at], triggers.about[at], triggers.seen[at])
+            lists = some.lists(channels, config.depth)
+            value, unique = attribute(lists, replay.futures[at], replay.gains[at], config.credit)
+            values.append(value)
+            alone.append(unique)
+            there.append(lists[..., 0] >= 0)
+        value, unique, learned = (np.concatenate(x) for x in (values, alone, there))
+        if config.supervision == "trigger":
+            feedback, known = (x[..., None] for x in on_trigger(triggers))
+            return np.broadcast_to(feedback, value.shape), unique, learned & known
+        return labels_of(value, config.threshold), unique, learned
 
     def _inputs(self, triggers: Triggers, channels: Channels) -> tuple[torch.Tensor, ...]:
         import torch

@@ -18,9 +18,10 @@ from genrec.errors import GenrecError
 from genrec.tools.base import short_title
 from genrec.tools.content import words
 from genrec.tools.ebr.config import EBRConfig
-from genrec.tools.ebr.vectors import behaviour_vectors, content_vectors
+from genrec.tools.ebr.vectors import ItemVectors
 
 ITERATIONS = 25
+WIDTH = 64  # dimensions of each of the two vectors
 LABEL_CHARACTERS = 40
 
 
@@ -62,8 +63,9 @@ class Clusters:
         raise GenrecError(f"there is no cluster {name!r}; clusters are 0 to {len(self) - 1}: {', '.join(self.labels)}")
 
 
-def divide(train: Sequences, catalog: Catalog, config: EBRConfig) -> Clusters:
+def divide(train: Sequences, catalog: Catalog, config: EBRConfig, vectors: ItemVectors | None = None) -> Clusters:
     """The clusters of a catalogue; fewer than asked for where it has fewer items. Only training events are read.
+    vectors: those of train and catalog, where they are at hand.
 
     Raises GenrecError where categories are wanted and the catalogue has none.
     """
@@ -74,8 +76,9 @@ def divide(train: Sequences, catalog: Catalog, config: EBRConfig) -> Clusters:
     elif config.divide == "random":
         of = (np.random.default_rng(config.seed).permutation(n) % k).astype(np.int32)
     else:
-        vectors = [behaviour_vectors(train, n, 64), content_vectors(catalog, 64)]
-        of = kmeans(np.concatenate(vectors, axis=1), k, config.seed)
+        vectors = vectors or ItemVectors(train, catalog)
+        both = np.concatenate([vectors.behaviour(WIDTH), vectors.content(WIDTH)], axis=1)
+        of = kmeans(both, k, config.seed)
     if config.divide == "random":
         return Clusters(of, tuple(f"random {c}" for c in range(int(of.max()) + 1)))
     return Clusters(of, labels_of(of, catalog))

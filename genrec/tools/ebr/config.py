@@ -31,10 +31,11 @@ class EBRConfig:
     baseline; it takes prompt "none" and negatives from "catalogue" or "mixed" (half of them from the target's
     cluster). negatives: per cluster and batch, the whole cluster where it has no more. loss: "bce" is SASRec's own,
     with one negative. content: dimensions of the items' TF-IDF vectors that the encoder also sees (0: identifiers
-    only). width, layers, heads, dropout, max_history: of the encoder. epochs, rows (sequences per batch),
-    learning_rate, weight_decay: of the training; patience: checks without a gain after which it ends. held_out: at
-    most so many users (and a tenth of them) lend their last training event for those checks. alpha: of the merge.
-    seed: of everything random.
+    only). width, layers, heads, dropout, max_history: of the encoder. steps, rows (sequences per batch), learning_rate,
+    weight_decay: of the training; as many steps for every kind of prompt, whose epochs differ in length. check: steps
+    between measurements; patience: measurements without a gain after which it ends (0: never). held_out: at most so
+    many users (and a tenth of them) lend their last training event for those measurements. alpha: of the merge. seed:
+    of everything random.
     """
 
     clusters: int = 10
@@ -50,10 +51,11 @@ class EBRConfig:
     heads: int = 2
     dropout: float = 0.3
     max_history: int = 50
-    epochs: int = 20
+    steps: int = 1000
     rows: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    check: int = 100
     patience: int = 4
     held_out: int = 1000
     alpha: float = 1.0
@@ -64,7 +66,7 @@ class EBRConfig:
             if getattr(self, name) not in known:
                 raise GenrecError(f"EBR's {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         least = {"clusters": 1, "negatives": 1, "content": 0, "layers": 1, "heads": 1, "max_history": 2}
-        least |= {"epochs": 0, "rows": 1, "patience": 1, "held_out": 0, "width": 1, "seed": 0}
+        least |= {"steps": 0, "check": 1, "rows": 1, "patience": 0, "held_out": 0, "width": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise GenrecError(f"EBR's {name} is {getattr(self, name)}; it must be at least {low}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -25,20 +26,25 @@ from genrec.tools.ebr.clusters import Clusters, divide
 from genrec.tools.ebr.config import Controls, EBRConfig
 from genrec.tools.ebr.index import EXACT, ClusterIndex
 from genrec.tools.ebr.merge import counts_of, sharpened
-from genrec.tools.ebr.vectors import content_vectors
+from genrec.tools.ebr.vectors import ItemVectors
 
 if TYPE_CHECKING:
     import torch
 
     from genrec.tools.ebr.model import Encoder
     from genrec.tools.ebr.train import HeldOut
+    from genrec.tools.learning import Learned
 
 RECENT = 9  # newest events that the sentence counts
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class EBR(Tool):
-    """See the module. `controls` is what every request gets that brings none of its own."""
+    """See the module. `controls` is what every request gets that brings none of its own.
+
+    judge: measured in training in place of held-out training events, where one has better to choose by. vectors: the
+    items' vectors, for fits that share them.
+    """
 
     name = "ebr"
     sentence = "{seen}; likely next: {found}."
@@ -47,6 +53,9 @@ class EBR(Tool):
     config: EBRConfig
     clusters: Clusters
     encoder: Encoder
+    learned: Learned
+    judge: Callable[[EBR], float] | None = None
+    vectors: ItemVectors | None = None
 
     def __init__(self, config: EBRConfig | None = None) -> None:
         super().__init__(config)
@@ -71,13 +80,20 @@ class EBR(Tool):
         from genrec.tools.ebr.train import train_encoder
 
         self.titles = [short_title(t) for t in catalog.titles]
-        self.clusters = divide(train, catalog, self.config)
-        content = content_vectors(catalog, self.config.content).astype(np.float16)  # as it will be stored
+        vectors = self.vectors or ItemVectors(train, catalog)
+        self.clusters = divide(train, catalog, self.config, vectors)
+        content = vectors.content(self.config.content).astype(np.float16)  # as it will be stored
         torch.manual_seed(self.config.seed)
         self.encoder = Encoder(self.config, content, len(self.clusters))
         checkpoint = None if self.work is None else Path(self.work) / "ebr.safetensors"
-        self.learned = train_encoder(self.encoder, train, self.clusters, self._held_out_quality, checkpoint, self.say)
+        judge = None if self.judge is None else self._judged
+        parts = (self.encoder, train, self.clusters, self._held_out_quality)
+        self.learned = train_encoder(*parts, checkpoint, self.say, judge)
         return self._ready()
+
+    def _judged(self) -> float:
+        assert self.judge is not None
+        return self.judge(self._ready())
 
     def _ready(self) -> Self:
         """Fixes the item vectors, ordered by cluster, after training or loading."""
@@ -94,8 +110,8 @@ class EBR(Tool):
         """Mean 1 / log2(rank + 2) of the held-out events among unseen items: NDCG without a cut, so less noisy."""
         self._ready()
         total, done = 0.0, 0
-        for start in range(0, len(held.targets), CHUNK):
-            histories, targets = held.histories[start : start + CHUNK], held.targets[start : start + CHUNK]
+        for at in by_length([len(h) for h in held.histories]):
+            histories, targets = [held.histories[i] for i in at], held.targets[at]
             scores = self.score_all([UserContext(tuple(h.tolist())) for h in histories])
             for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
                 own = scores[row, target]
@@ -176,7 +192,8 @@ class EBR(Tool):
     # -- retrieve ------------------------------------------------------------------------------------
 
     def retrieve(self, contexts: list[UserContext], k: int, controls: Controls | None = None) -> list[Evidence]:
-        """At most k rows per context, M_k from every cluster, best first; history and trigger excluded."""
+        """At most k rows per context, M_k from every cluster, best first; history and trigger excluded. Evidence.vector
+        is the user as the likeliest cluster sees them: the un-prompted vector is learned for the intent head alone."""
         tool = self if controls is None else self.steered(controls)
         out: list[Evidence] = []
         for start in range(0, len(contexts), CHUNK):
@@ -192,7 +209,10 @@ class EBR(Tool):
             found = [self.evidence(c, row, k) for c, row in zip(contexts, scores, strict=True)]
         else:
             found = self._search(contexts, vectors, self._index[0], k)
-        seen = [vector if events(c)[0] else None for c, vector in zip(contexts, vectors[:, -1], strict=True)]
+        log_p = self.intent(vectors)
+        likeliest = np.zeros(len(contexts), np.int64) if log_p is None else log_p.argmax(axis=1)
+        own = vectors[np.arange(len(contexts)), likeliest]
+        seen = [vector if events(c)[0] else None for c, vector in zip(contexts, own, strict=True)]
         return [dataclasses.replace(e, vector=v) for e, v in zip(found, seen, strict=True)]
 
     def _search(self, contexts: list[UserContext], vectors: np.ndarray, index: ClusterIndex, k: int) -> list[Evidence]:
@@ -306,6 +326,12 @@ class EBR(Tool):
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[0]) from None
         self._ready()
+
+
+def by_length(lengths: list[int], size: int = CHUNK) -> list[np.ndarray]:
+    """Positions in chunks of at most `size`, the short histories first: a chunk is padded to its longest."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from genrec.tools.ebr.model import Encoder
 from genrec.tools.learning import Learned, Schedule, learn
 
 SORTED = 16  # batches whose rows are sorted by length together: less padding, still mixed
-LEAST_CHECK = 100  # steps between measurements, at least
 
 
 @dataclass(frozen=True)
@@ -129,29 +129,33 @@ def train_encoder(
     measure: Callable[[HeldOut], float],
     checkpoint: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
+    judge: Callable[[], float] | None = None,
 ) -> Learned:
-    """Trains in place. measure: a number to maximise over what is held out; without any held-out event the run takes
-    all its epochs."""
+    """Trains in place. measure: a number to maximise over what is held out; judge: one that takes its place, nothing is
+    held out then. Without either the run takes all its steps and keeps the last weights."""
     config = encoder.config
-    batches = Batches(train, clusters, config)
+    batches = Batches(train, clusters, config if judge is None else replace(config, held_out=0))
     objective = Objective(encoder, clusters, np.bincount(train.items, minlength=len(clusters.of)))
-    if not batches.per_epoch or not config.epochs:
+    if not batches.per_epoch or not config.steps:
         encoder.eval()
         return Learned(None, 0, 0)
     schedule = Schedule(
-        steps=config.epochs * batches.per_epoch,
-        check=max(LEAST_CHECK, batches.per_epoch),
+        steps=config.steps,
+        check=config.check,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         patience=config.patience,
         seed=config.seed,
     )
-    identity = json.dumps({**asdict(config), "events": train.events, "items": len(clusters.of)}, sort_keys=True)
+    about = {"events": train.events, "items": len(clusters.of), "judged": judge is not None}
+    identity = json.dumps(asdict(config) | about, sort_keys=True)
+    if judge is None and len(batches.held_out.targets):
+        judge = partial(measure, batches.held_out)
     return learn(
         encoder,
         lambda step: loss_of(encoder, objective, batches.at(step)),
         schedule,
-        (lambda: measure(batches.held_out)) if len(batches.held_out.targets) else None,
+        judge,
         checkpoint,
         identity,
         report,

@@ -15,6 +15,28 @@ from genrec.data.dataset import Catalog, Sequences
 from genrec.tools.content import Content
 
 
+class ItemVectors:
+    """The vectors of one catalogue and its training events, each made once: fits on the same events can share them."""
+
+    def __init__(self, train: Sequences, catalog: Catalog) -> None:
+        self.train, self.catalog = train, catalog
+        self._made: dict[tuple[str, int], np.ndarray] = {}
+
+    def behaviour(self, dimensions: int) -> np.ndarray:
+        """See `behaviour_vectors`."""
+        key = ("behaviour", dimensions)
+        if key not in self._made:
+            self._made[key] = behaviour_vectors(self.train, len(self.catalog), dimensions)
+        return self._made[key]
+
+    def content(self, dimensions: int) -> np.ndarray:
+        """See `content_vectors`."""
+        key = ("content", dimensions)
+        if key not in self._made:
+            self._made[key] = content_vectors(self.catalog, dimensions)
+        return self._made[key]
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32; a zero row stays zero."""
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -12,7 +12,16 @@ from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.tools import CAPTSConfig, ItemKNN, Markov
 from genrec.tools.capts.channels import Channels, fit_channels, table_of_vectors, table_of_weights
-from genrec.tools.capts.requests import DAY, Triggers, attribute, look_ahead, on_trigger, triggers_of
+from genrec.tools.capts.requests import (
+    DAY,
+    Triggers,
+    attribute,
+    labels_of,
+    look_ahead,
+    moments_of,
+    on_trigger,
+    triggers_of,
+)
 from tests.tools.small_world import TRAIN, catalog, sequences
 
 CHEAP = CAPTSConfig(channels=("itemknn", "markov", "content", "item2vec"), neighbours=4, depth=3)
@@ -84,14 +93,21 @@ def test_triggers_are_the_newest_different_items() -> None:
     assert triggers_of([context], replace(CHEAP, triggers=2)).rows.tolist() == [[2, 4]]
 
 
-def test_requests_look_ahead_from_the_cut_as_far_as_the_window() -> None:
+def test_requests_look_ahead_from_a_few_moments_as_far_as_the_window() -> None:
     train = timed([(0, 0), (1, 1), (2, 10), (0, 11), (3, 12), (4, 200)], [(5, 10)], [(1, 9), (2, 300)])
+    assert (moments_of(10 * DAY, 301 * DAY, 50) / DAY).tolist() == [10, 130, 251]
     found = look_ahead(train, 10 * DAY, replace(CHEAP, window=50))
     futures = [sorted(f[f >= 0].tolist()) for f in found.futures]
-    assert [c.history for c in found.contexts] == [(0, 1), (0, 1, 2), (0, 1, 2, 0), (0, 1, 2, 0, 3), (1,)]
-    assert futures == [[2, 3], [3], [3], [4], [2]]  # what was chosen before is nobody's merit
-    assert found.users.tolist() == [0, 0, 0, 0, 2]
+    assert [c.history for c in found.contexts] == [(0, 1), (1,)]  # everyone with a history and something new
+    assert futures == [[2, 3], [2]]  # what was chosen before is nobody's merit
+    assert found.users.tolist() == [0, 2]
     assert len(look_ahead(train, 1000 * DAY, CHEAP)) == 0
+    assert len(look_ahead(train, 10 * DAY, replace(CHEAP, window=50), most=1)) == 1
+
+
+def test_no_moment_is_inside_a_day_or_before_the_cut() -> None:
+    assert moments_of(10.5 * DAY, 20 * DAY, 5).tolist() == [10.5 * DAY, 12 * DAY, 15 * DAY]
+    assert moments_of(10 * DAY, 12 * DAY, 5).tolist() == [10 * DAY]  # a window that does not fit
 
 
 # -- replay -------------------------------------------------------------------------------------------
@@ -116,11 +132,32 @@ def test_a_trigger_alone_on_a_channel_twice_is_still_unique_to_the_channel() -> 
     assert unique.tolist() == [[[True, False], [True, False]]]
 
 
+def test_a_label_needs_more_credit_than_the_threshold_of_its_channel() -> None:
+    value = np.array([[[1, 0], [2, 0], [4, 0], [0, 0]]], np.float32)
+    assert labels_of(value, 0.0)[0, :, 0].tolist() == [True, True, True, False]
+    assert labels_of(value, 0.5)[0, :, 0].tolist() == [False, False, True, False]  # the median of what is positive: 2
+    assert not labels_of(value, 0.5)[..., 1].any()
+
+
 def test_feedback_on_the_trigger_is_its_weight_or_that_the_user_went_on() -> None:
-    graded = triggers_of([UserContext((1, 2, 3), (0.0, 1.0, 2.0), (1.0, 5.0, 1.0))], CHEAP)
-    assert on_trigger(graded).tolist() == [[False, True, False]]
+    label, known = on_trigger(triggers_of([UserContext((1, 2, 3), (0.0, 1.0, 2.0), (1.0, 5.0, 1.0))], CHEAP))
+    assert label.tolist() == [[False, True, False]] and known.all()
     plain = triggers_of([UserContext((1, 2, 3), (0.0, 9 * DAY, 9 * DAY + 60)), UserContext((4,))], CHEAP)
-    assert on_trigger(plain).tolist() == [[False, True, False], [False, False, False]]
+    label, known = on_trigger(plain)
+    assert label.tolist() == [[False, True, False], [False, False, False]]
+    assert known.tolist() == [[False, True, True], [False, False, False]]  # nobody knows yet what follows the newest
+
+
+def test_lists_leave_out_what_was_seen_before_they_are_cut() -> None:
+    rows = np.array([[[1, 2, 3, 4], [3, -1, -1, -1]], [[0, 3, 2, -1], [-1] * 4]], np.int32)
+    rows = np.concatenate([rows, np.full((3, 2, 4), -1, np.int32)])
+    channels = Channels(("a", "b"), rows, (rows >= 0).astype(np.float16), np.ones(5, np.float32))
+    triggers = triggers_of([UserContext((1, 0, 3)), UserContext((0,))], replace(CHEAP, triggers=2))
+    lists = triggers.lists(channels, 2)
+    assert triggers.rows.tolist() == [[3, 0], [0, -1]] and triggers.seen[0].tolist() == [0, 1, 3]
+    assert lists[0].tolist() == [[[-1, -1]] * 2, [[2, 4], [-1, -1]]]  # 1 and 3 are no places of the list
+    assert lists[1].tolist() == [[[1, 2], [3, -1]], [[-1, -1]] * 2]
+    assert triggers.take(np.array([1])).lists(channels, 2).tolist() == lists[1:, :1].tolist()
 
 
 def test_lists_of_padded_triggers_are_padding() -> None:

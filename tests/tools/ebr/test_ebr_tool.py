@@ -22,7 +22,7 @@ from genrec.tools.learning import _Run
 from tests.tools.ebr.ebr_world import PER_KIND, SMALL, world_catalog, world_sequences
 from tests.tools.small_world import contexts, sequences
 
-CONFIG = EBRConfig(**SMALL, epochs=20)
+CONFIG = EBRConfig(**SMALL, steps=40, check=10)
 ASKED = contexts([0, 1, 2], [9, 10], [], [16, 3, 25, 31])
 
 
@@ -55,7 +55,7 @@ def test_it_learns_the_next_item_and_beats_chance_by_far(ebr: EBR) -> None:
     ],
 )
 def test_every_arm_fits_and_its_scores_are_log_probabilities_over_chance(changes: dict[str, Any]) -> None:
-    tool = EBR(replace(CONFIG, epochs=2, **changes)).fit(world_sequences(20), world_catalog())
+    tool = EBR(replace(CONFIG, steps=4, **changes)).fit(world_sequences(20), world_catalog())
     scores = tool.score_all(ASKED)
     assert scores.shape == (4, 32) and scores.dtype == np.float32 and not scores[2].any()
     np.testing.assert_allclose(np.exp(scores).sum(axis=1), 32, rtol=1e-3)
@@ -170,7 +170,7 @@ def test_a_saved_tool_says_the_same(ebr: EBR, tmp_path: Path) -> None:
 
 
 def test_a_killed_fit_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, train = replace(CONFIG, epochs=12, dropout=0.2), world_sequences(24)
+    config, train = replace(CONFIG, steps=24, check=3, dropout=0.2), world_sequences(24)
     whole = EBR(config).fit(train, world_catalog()).score_all(ASKED)
     killed = EBR(config)
     killed.work = tmp_path
@@ -194,16 +194,22 @@ def test_a_killed_fit_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
         other.fit(train, world_catalog())
 
 
-def test_events_after_the_cut_change_nothing() -> None:
-    """Clusters, weights and scores are those of the training events alone, whatever comes after them."""
-    whole = world_sequences(20)
-    cut = whole.times < 86400 * 45
-    changed = replace(whole, items=np.where(cut, whole.items, (whole.items + 5) % 32).astype(np.int32))
-    assert (changed.items != whole.items).any()
-    tools = [EBR(replace(CONFIG, epochs=2)).fit(s.keep(cut), world_catalog()) for s in (whole, changed)]
-    for name, a in tools[0].arrays().items():
-        np.testing.assert_array_equal(a, tools[1].arrays()[name])
-    np.testing.assert_array_equal(*(t.score_all(ASKED) for t in tools))
+def test_arms_take_as_many_steps_and_none_ends_early_without_patience() -> None:
+    """Prompts make an epoch longer, not a run."""
+    for changes in ({}, {"prompt": "none"}):
+        tool = EBR(replace(CONFIG, steps=12, check=1, patience=0, **changes))
+        said: list[float] = []
+        tool.judge = lambda _, said=said: -float(said.append(0.0) or len(said))  # type: ignore[misc]
+        tool.fit(world_sequences(24), world_catalog())
+        assert (tool.learned.steps, tool.learned.best_step) == (12, 1) and tool.learned.step_seconds > 0
+
+
+def test_the_vector_is_the_one_of_the_likeliest_cluster(ebr: EBR) -> None:
+    vectors = ebr.user_vectors(ASKED)
+    log_p, _ = ebr.parts(vectors)
+    for b, found in enumerate(ebr.retrieve(ASKED, 3)):
+        if ASKED[b].history:
+            np.testing.assert_allclose(found.vector, vectors[b, log_p[b].argmax()], atol=1e-5)
 
 
 def test_what_is_held_out_is_of_training_and_not_trained_on() -> None:
@@ -274,5 +280,5 @@ def test_weights_of_events_count(ebr: EBR) -> None:
     silent = Sequences(
         train.users, train.offsets, train.items, train.times, np.where(tail, 0, 1).astype(np.float32), train.ratings
     )
-    tool = EBR(replace(CONFIG, epochs=3, held_out=0)).fit(silent, world_catalog())
+    tool = EBR(replace(CONFIG, steps=6, held_out=0)).fit(silent, world_catalog())
     assert np.isfinite(tool.score_all(ASKED)).all()
