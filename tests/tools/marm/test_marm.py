@@ -57,6 +57,15 @@ def test_frozen_weights_and_a_full_cache_are_the_causal_transformer(task: Task, 
     assert dtype == "float32" or np.abs(streamed - exact).max() > 1e-6
 
 
+def test_states_hold_no_noise_of_the_training(task: Task) -> None:
+    """What is cached while training is what a request would compute with the same weights."""
+    model = make_ranker(task, "attention", 0, layers=3, n=6, d=8, dropout=0.5, unknown=0.5)
+    batch = task.batch(np.array([15, 35]), 6)
+    noisy, states = model.train()(batch)
+    exact, served = model.eval()(batch)
+    assert torch.equal(states, served) and not torch.allclose(noisy, exact)
+
+
 class Spy(CachedStates):
     """Checks every read and write: what is read was written before and is of the past."""
 
