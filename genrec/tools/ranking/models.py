@@ -115,8 +115,10 @@ class RankerModel(nn.Module):
         size = there.sum(-1).clamp(min=1).float().sqrt()[:, None, None]
         return weights @ events / size
 
-    def sequences(self, user: Tensor, item: Tensor, dense: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole sequences at once (kind attention): user [B], item [B, T], dense [B, T, F], feedback [B, T, tasks] ->
-        logits [B, T, tasks], states [B, T, L - 1, d]."""
-        found, states = self.stack.sequence(self.item(item), feedback)
+    def sequences(
+        self, user: Tensor, item: Tensor, dense: Tensor, feedback: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Whole sequences at once (kind attention): user [B], item [B, T], dense [B, T, F], feedback [B, T, tasks],
+        known as of Stack.sequence -> logits [B, T, tasks], states [B, T, L - 1, d]."""
+        found, states = self.stack.sequence(self.item(item), feedback, known)
         return self.read(user, item, dense, found), states

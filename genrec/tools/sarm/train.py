@@ -19,7 +19,7 @@ from genrec.errors import GenrecError
 from genrec.evaluation.auc import gauc
 from genrec.tools.ranking.heads import bce
 from genrec.tools.ranking.samples import TRAIN, VALIDATION
-from genrec.tools.ranking.task import Task, stream
+from genrec.tools.ranking.task import Task
 from genrec.tools.ranking.train import Report, TrainConfig, positions_of
 from genrec.tools.sarm.model import Bank, SARMModel, fill_bank, make_bank
 from genrec.tools.sarm.tokens import Tokens
@@ -74,7 +74,7 @@ def train(
     for epoch in range(config.epochs):
         model.train()
         clock = time.perf_counter()
-        for at in shuffled_batches(task, positions, config, rng):
+        for at in shuffled_batches(positions, config.batch, rng):
             batch = task.batch(at, model.config.n)
             if anchored:
                 rows, inverse = torch.unique(batch.item[:, 0], return_inverse=True)
@@ -112,14 +112,10 @@ def train(
     return Trained(make_bank(model, tokens.base, tokens.domain, ids), values, seconds)
 
 
-def shuffled_batches(
-    task: Task, positions: np.ndarray, config: TrainConfig, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """A pass in random order, as nothing is cached between events; in the stream's order where a horizon is given."""
-    if config.horizon:
-        return list(stream(task, positions, config.batch, config.horizon))
+def shuffled_batches(positions: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """A pass in random order, as nothing is cached between events."""
     mixed = rng.permutation(positions)
-    return np.split(mixed, range(config.batch, len(mixed), config.batch))
+    return np.split(mixed, range(size, len(mixed), size))
 
 
 @torch.no_grad()

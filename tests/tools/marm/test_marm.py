@@ -50,7 +50,11 @@ def randomised(task: Task, **sizes: int) -> torch.nn.Module:
 def test_frozen_weights_and_a_full_cache_are_the_causal_transformer(task: Task, dtype: str, bound: float) -> None:
     model = randomised(task, layers=4, n=6, d=8)
     memory = CachedStates(StateCache(cache_for(model.config, task.users, dtype=dtype)), task.samples.sequences.users)
-    everything = np.arange(task.samples.sequences.events)
+    s = task.samples.sequences
+    times = s.times.copy()
+    times[5:9], times[50:52] = times[5], times[50]  # events of one moment do not read each other
+    task = Task(replace(task.samples, sequences=replace(s, times=times)), task.part)
+    everything = np.arange(s.events)
     streamed = predict(model, task, everything, TrainConfig(batch=5), memory)
     exact = predict_sequences(model, task)
     assert np.abs(streamed - exact).max() < bound
@@ -236,6 +240,6 @@ def test_depth_is_learnable_where_it_is_planted() -> None:
     found = {}
     for layers in (1, 2):
         model = make_ranker(task, "attention", 0, layers=layers, n=12, d=16, dropout=0.0, unknown=0.0)
-        train_sequences(model, task, TrainConfig(epochs=14, learning_rate=1e-2, patience=14), tokens=400)
+        train_sequences(model, task, TrainConfig(epochs=14, batch=400, learning_rate=1e-2, patience=14))
         found[layers] = auc(task.samples.labels[at, 0], predict_sequences(model, task)[at, 0])
     assert found[2] > found[1] + 0.05 and task.part[at].min() > TRAIN
