@@ -26,6 +26,11 @@ from genrec.tools.ranking.samples import SPLITS, TRAIN, Samples
 PRIOR = 10.0
 
 
+def item_columns(tasks: int) -> list[int]:
+    """Which of the dense features tell of the item: its rates, and their number."""
+    return [*range(tasks, 2 * tasks), 2 * tasks + 1]
+
+
 @dataclass(frozen=True)
 class Batch:
     """B requests of C candidates over n history slots, the newest in the last one. A slot of an event of the

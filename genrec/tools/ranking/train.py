@@ -45,7 +45,7 @@ class Memory(Protocol):
 class TrainConfig:
     """How a ranker is trained. The defaults are ours, and not tuned yet."""
 
-    epochs: int = field(default=3, metadata={"help": "passes over the stream (1: a single pass, as MARM is trained)"})
+    epochs: int = field(default=12, metadata={"help": "most passes over the stream (1: a single one, as in MARM)"})
     batch: int = field(default=128, metadata={"help": "exposures per step"})
     learning_rate: float = field(default=2e-3, metadata={"help": "of Adam"})
     weight_decay: float = field(default=1e-5, metadata={"help": "of Adam"})
