@@ -125,6 +125,26 @@ def test_scoring_writes_nothing_and_observing_does(fitted: MARM, task: Task) -> 
         fitted.observe([context, context], np.array([1, 2]))
 
 
+def test_what_was_said_of_an_observed_event_is_read_later(task: Task, tmp_path: Path) -> None:
+    tool = MARM.fit(task, SMALL, TrainConfig(epochs=1, batch=16))
+    context = task.samples.sequences.context(0)
+    grown = replace(context, history=(*context.history, 1))
+    with pytest.raises(GenrecError, match="labels must be"):
+        tool.observe([context], np.array([1]), np.array([1.0]))
+    tool.observe([context], np.array([1]))
+    assert not tool.profile.said(grown)[-1].any()  # not known
+    silent = tool.score([grown], np.array([[0]]))
+    tool.observe([context], np.array([1]), np.array([[1.0]]))
+    assert tool.profile.said(grown)[-1].tolist() == [1.0]
+    assert not tool.profile.said(replace(grown, history=(*context.history, 2)))[-1].any()
+    heard = tool.score([grown], np.array([[0]]))
+    assert not np.array_equal(heard, silent)
+    tool.save(tmp_path)
+    assert np.array_equal(MARM.load(tmp_path).score([grown], np.array([[0]])), heard)
+    tool.observe([UserContext(user="nobody")], np.array([1]), np.array([[0.0]]))
+    assert "nobody" not in tool.profile.later
+
+
 def test_candidates_do_not_see_each_other(fitted: MARM, task: Task) -> None:
     contexts = [task.samples.sequences.context(u, 14) for u in (0, 3)]
     together = fitted.score(contexts, np.array([[0, 1, 2, 3], [4, 5, 0, 1]]))
