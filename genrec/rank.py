@@ -108,11 +108,11 @@ def fit(name: str, args: argparse.Namespace) -> None:
     with terminal.work("rank") as report:
         from genrec.io import check_writable
         from genrec.tools.marm import MARM, MARMConfig
-        from genrec.tools.ranking.report import cell, measured
+        from genrec.tools.ranking.report import Scored, cell
         from genrec.tools.ranking.samples import TEST
         from genrec.tools.ranking.task import Task
         from genrec.tools.ranking.train import TrainConfig, positions_of, predict
-        from genrec.tools.sarm import SARM, AnchorStore, SARMConfig, SARMTraining, anchors_for
+        from genrec.tools.sarm import SARM, SARMConfig, SARMTraining, anchors_for, stored_anchors
         from genrec.tools.sarm.train import predict as predict_sarm
 
         check_writable(args.out)
@@ -126,15 +126,13 @@ def fit(name: str, args: argparse.Namespace) -> None:
             tool.save(args.out)  # with the states of the test events too: requests come after them
         else:
             catalog = task.samples.catalog
-            stored = AnchorStore(args.anchors).all() if args.anchors else {}
-            if args.anchors and not stored:
-                raise GenrecError(f"{args.anchors} holds no anchors; write them with `genrec rank sarm anchors`")
+            stored = stored_anchors(args.anchors) if args.anchors else {}
             tool = SARM.fit(
                 task, anchors_for(catalog, stored), _filled(SARMConfig, args), _filled(SARMTraining, args), report
             )
             tool.save(args.out)
             scores = predict_sarm(tool.model, task, tool.bank, at)
-        found = measured(task, at, scores[None])
+        found = Scored(task, at, scores[None]).measured()
     if args.json:
         terminal.show_json({"tool": name, "folder": str(args.out), "labels": found})
         return

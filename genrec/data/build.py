@@ -53,11 +53,7 @@ def build_sequences(events: Interactions, catalog: Catalog, catalog_name: str) -
         )
     codes = events.user.dictionary_encode()
     user = codes.indices.to_numpy().astype(np.int64)
-    if events.pos is None:
-        order = np.lexsort((events.times, user))  # stable: ties keep the order of the file
-    else:
-        _check_positions(events, user)
-        order = np.lexsort((events.pos, events.times, user))
+    order = event_order(events)
     counts = np.bincount(user, minlength=len(codes.dictionary))
     return Sequences(
         users=codes.dictionary.to_pylist(),
@@ -67,6 +63,15 @@ def build_sequences(events: Interactions, catalog: Catalog, catalog_name: str) -
         weights=events.weights[order],
         ratings=events.ratings[order],
     )
+
+
+def event_order(events: Interactions) -> np.ndarray:
+    """The row of each event of the sequences, int64 [M]. Raises GenrecError where `pos` runs against the times."""
+    user = events.user.dictionary_encode().indices.to_numpy().astype(np.int64)
+    if events.pos is None:
+        return np.lexsort((events.times, user))  # stable: ties keep the order of the file
+    _check_positions(events, user)
+    return np.lexsort((events.pos, events.times, user))
 
 
 def _check_positions(events: Interactions, user: np.ndarray) -> None:

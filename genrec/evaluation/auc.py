@@ -8,6 +8,7 @@ Intervals come from a bootstrap over users (`genrec.evaluation.intervals`); a pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -51,36 +52,68 @@ def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
     return float(own[~np.isnan(own)].mean()) if (~np.isnan(own)).any() else float("nan")
 
 
+@dataclass(frozen=True)
+class Draws:
+    """A measure, and its value in each resample of the users, [resamples]. Two over the same samples share their
+    resamples, so their difference is paired."""
+
+    mean: float
+    drawn: np.ndarray
+
+    def __sub__(self, other: Draws) -> Draws:
+        return Draws(self.mean - other.mean, self.drawn - other.drawn)
+
+    def interval(self) -> Interval:
+        return _percentiles(self.mean, self.drawn)
+
+
+def auc_draws(
+    labels: np.ndarray, scores: np.ndarray, users: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Draws:
+    """AUC of scores [B], or the mean over runs of [R, B], to be had once for many comparisons."""
+    mean = float(np.mean([auc(labels, s) for s in np.atleast_2d(scores)]))
+    return Draws(mean, _drawn_aucs(labels, scores, users, resamples, seed))
+
+
 def auc_interval(
     labels: np.ndarray, scores: np.ndarray, users: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """AUC of scores [B], or the mean over runs of [R, B], with its user-clustered interval."""
-    drawn = _drawn_aucs(labels, scores, users, resamples, seed)
-    mean = float(np.mean([auc(labels, s) for s in np.atleast_2d(scores)]))
-    return _percentiles(mean, drawn)
+    return auc_draws(labels, scores, users, resamples, seed).interval()
 
 
 def auc_difference(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, users: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """AUC of a less that of b, [B] or [R, B] (means over runs), on the same resamples of users."""
-    drawn = _drawn_aucs(labels, a, users, resamples, seed) - _drawn_aucs(labels, b, users, resamples, seed)
-    mean = np.mean([auc(labels, s) for s in np.atleast_2d(a)]) - np.mean([auc(labels, s) for s in np.atleast_2d(b)])
-    return _percentiles(float(mean), drawn)
+    return (auc_draws(labels, a, users, resamples, seed) - auc_draws(labels, b, users, resamples, seed)).interval()
 
 
 def gauc_interval(
-    labels: np.ndarray, scores: np.ndarray, users: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    labels: np.ndarray,
+    scores: np.ndarray,
+    users: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> Interval:
-    """GAUC of scores [B], or the mean over runs of [R, B], with its interval."""
-    return _clustered(_mean_user_aucs(labels, scores, users), users, resamples, seed)
+    """GAUC of scores [B], or the mean over runs of [R, B], with its interval. groups: what an AUC is taken inside, if
+    that is less than a user, such as a user's samples in one fold; the resamples are of users all the same."""
+    return _clustered(_mean_user_aucs(labels, scores, users if groups is None else groups), users, resamples, seed)
 
 
 def gauc_difference(
-    labels: np.ndarray, a: np.ndarray, b: np.ndarray, users: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    labels: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    users: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> Interval:
-    """GAUC of a less that of b, [B] or [R, B] (means over runs), on the same resamples of users."""
-    own = _mean_user_aucs(labels, a, users) - _mean_user_aucs(labels, b, users)
+    """GAUC of a less that of b, [B] or [R, B] (means over runs), on the same resamples of users; groups as above."""
+    inside = users if groups is None else groups
+    own = _mean_user_aucs(labels, a, inside) - _mean_user_aucs(labels, b, inside)
     return _clustered(own, users, resamples, seed)
 
 

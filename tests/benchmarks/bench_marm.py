@@ -1,10 +1,11 @@
 """What a request of 100 candidates costs: MARM against recomputing the states and against DIN, over L and n.
 
-    python tests/benchmarks/bench_marm.py --out docs/results/marm-cost
+    python tests/benchmarks/bench_marm.py [--out docs/results/marm-cost]
 
 One request, random weights, width 64, one thread; the time is the median of --repeats interleaved runs, states read
-from the cache included. `per candidate` runs the causal transformer anew for each candidate (measured for one, times
-100); `shared` runs it once for all candidates; both are measured up to --quadratic events, beyond that their
+from the cache included. `shared` recomputes the states of the history once for all candidates, by the first L - 1
+layers of the causal transformer (with one layer there are none), and then does what MARM does; `per candidate` does
+both for each candidate (measured for one, times 100); they are measured up to --quadratic events, beyond that their
 operations stand alone. `DIN` is the published activation unit over the same n; `one layer` is MARM with L = 1.
 Operations are multiplications and additions, by the formulas of `operations`.
 """
@@ -38,11 +39,11 @@ def operations(system: str, layers: int, n: int, d: int, candidates: int) -> int
     """Of one request. A product of [a, b] and [b, c] counts 2 a b c."""
     project = layers * n * 4 * d * d  # keys and values of the history
     each = layers * (4 * n * d + 4 * d * d + 16 * d * d)  # attention; q and o; feed-forward
-    whole = layers * (4 * n * n * d + n * 24 * d * d)  # self-attention over n, with projections and feed-forward
+    states = (layers - 1) * (4 * n * n * d + n * 24 * d * d)  # self-attention over n, projections, feed-forward
     return {
         "marm": project + candidates * each,
-        "shared": whole + candidates * each,
-        "per candidate": candidates * (layers * (4 * (n + 1) ** 2 * d + (n + 1) * 24 * d * d)),
+        "shared": states + project + candidates * each,
+        "per candidate": candidates * (states + project + each),
         "DIN": candidates * n * (2 * 4 * d * UNIT + 2 * UNIT + 2 * d),
     }[system]
 
@@ -83,11 +84,12 @@ def cell(layers: int, n: int, args: argparse.Namespace) -> dict[str, object]:
         stack.targets(x, stack.memory(table[rows], feedback, states.float(), present), there)
 
     def shared() -> None:
-        _, states = stack.sequence(table[rows], feedback)
+        states = stack.states(table[rows], feedback)
         stack.targets(x, stack.memory(table[rows], feedback, states, there), there)
 
     def single() -> None:
-        stack.sequence(torch.cat([table[rows], x[:, :1]], 1), torch.cat([feedback, feedback[:, :1]], 1))
+        states = stack.states(table[rows], feedback)
+        stack.targets(x[:, :1], stack.memory(table[rows], feedback, states, there), there)
 
     def long_din() -> None:
         for part in x.split(10, 1):
@@ -96,9 +98,9 @@ def cell(layers: int, n: int, args: argparse.Namespace) -> dict[str, object]:
     def one_layer() -> None:
         one.targets(x, one.memory(table[rows], feedback, None, None), there)
 
-    jobs: dict[str, Callable[[], object]] = {"marm": marm, "one layer": one_layer}
+    jobs: dict[str, Callable[[], object]] = {"marm": marm, "one layer": one_layer, "DIN": long_din}
     if n <= args.quadratic:
-        jobs |= {"shared": shared, "per candidate": single, "DIN": long_din}
+        jobs |= {"shared": shared, "per candidate": single}
     seconds, busy = medians(jobs, args.repeats), medians(jobs, args.repeats, time.thread_time)
     for found in (seconds, busy):
         if "per candidate" in found:
@@ -123,7 +125,7 @@ def cell(layers: int, n: int, args: argparse.Namespace) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("marm-cost"))
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--events", type=int, nargs="+", default=[50, 100, 200, 500, 1000, 2000, 5000, 10_000])
     parser.add_argument("--d", type=int, default=64)

@@ -5,21 +5,24 @@
     python tests/benchmarks/compare_sarm.py cold --data ml-100k --work sarm-cold --seeds 0 1 2
     python tests/benchmarks/compare_sarm.py cold-table --data ml-100k --work sarm-cold --out docs/results/sarm-cold
 
-Arms: `ids` (identifiers, rates and target attention over the history: the base of all others), `tags`, `sids`
-(semantic IDs by residual k-means), `text` (a frozen text vector), `base` (the encoder over the base tokenizer),
+Arms: `mmoe` (identifiers and rates, no history), `ids` (+ target attention over the history: the base of all others),
+`tags`, `sids` (semantic IDs by residual k-means), `text` (a frozen vector of the catalogue's text), `text-anchor` (the
+same of the anchor, which SARM reads), `base` (the encoder over the base tokenizer),
 `domain`, `gate` (both token streams), `target` (+ cross-attention), `aux` (+ auxiliary loss), `full` (+ user side:
 SARM). Controls: `full-shuffled` (every item has another's anchor, in training and test alike: words still act as
 identifiers, so what the text is worth is full minus this, paired), `full-frozen` (the encoder is not trained),
 `learned` (the same ranker with learned vectors in the place of the bank's).
 
-Cold: a fifth of the items is held out: none of their exposures is trained on, their identifiers are unknown to every
-model, and only their test exposures are ranked. `tfidf` is the likeness of an item's text to the texts that the user
-liked less those that they did not.
+Cold: a fifth of the items is held out, another one for each seed: none of their exposures is trained on, their
+identifiers are unknown to every model, and only their test exposures are ranked. The table pools the seeds: an AUC
+inside a user is taken in each fold apart, as each has its own model. `tfidf` is the
+likeness of an item's text to the texts that the user liked less those that they did not.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from dataclasses import replace
 from functools import cache
@@ -31,27 +34,43 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from ranking_arms import Found, common_flags, finished, run_arms, task_of, test_positions, write_table
+from ranking_arms import (
+    Found,
+    asked_for,
+    common_flags,
+    common_seeds,
+    finished,
+    run_arms,
+    stacked,
+    task_of,
+    test_positions,
+    write_table,
+)
 
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
+from genrec.evaluation.auc import gauc
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools.content import Content, ContentConfig
+from genrec.tools.ranking.report import Scored
 from genrec.tools.ranking.samples import TEST, TRAIN
 from genrec.tools.ranking.task import Task
-from genrec.tools.sarm.anchors import Anchor, AnchorStore, anchors_for, shuffled
+from genrec.tools.sarm.anchors import Anchor, anchors_for, shuffled, stored_anchors
 from genrec.tools.sarm.model import SARMModel, SARMModelConfig
 from genrec.tools.sarm.tokens import TokenStreams
 from genrec.tools.sarm.train import SARMTraining, predict, train
+from genrec.tools.sarm.warm import warm_start
 
-OUT, LEVELS, CODES = 9, 3, 64  # part of an exposure that is left out; semantic IDs
+OUT, LEVELS, CODES, FOLDS = 9, 3, 64, 5  # part of an exposure that is left out; semantic IDs; of cold items
 ARMS: dict[str, dict[str, Any]] = {
+    "mmoe": {"side": "none", "history": False},
     "ids": {"side": "none"},
     "tags": {"side": "tags"},
     "sids": {"side": "sids"},
     "text": {"side": "text"},
+    "text-anchor": {"side": "text"},
     "base": {"stream": "base", "target": False, "user_side": False, "aux": 0.0},
     "domain": {"stream": "domain", "target": False, "user_side": False, "aux": 0.0},
     "gate": {"target": False, "user_side": False, "aux": 0.0},
@@ -63,12 +82,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "learned": {"side": "learned"},
 }
 PAIRS = (
+    ("ids", "mmoe"), ("full", "mmoe"), ("text-anchor", "ids"), ("full", "text-anchor"),
     ("tags", "ids"), ("sids", "ids"), ("text", "ids"), ("base", "ids"), ("domain", "ids"), ("gate", "base"),
     ("target", "gate"), ("aux", "target"), ("full", "aux"), ("full", "ids"), ("full-shuffled", "ids"),
     ("full", "full-shuffled"), ("full", "full-frozen"), ("full", "learned"), ("full", "tags"), ("full", "text"),
 )  # fmt: skip
-COLD_ARMS = ("ids", "tags", "text", "tfidf", "full", "full-shuffled")
-COLD_PAIRS = (("full", "ids"), ("full", "tags"), ("full", "tfidf"), ("full", "text"), ("full", "full-shuffled"))
+COLD_ARMS = ("ids", "tags", "text", "text-anchor", "tfidf", "full", "full-shuffled")
+COLD_PAIRS = (
+    ("full", "ids"), ("full", "tags"), ("full", "tfidf"), ("full", "text"), ("full", "text-anchor"),
+    ("full", "full-shuffled"),
+)  # fmt: skip
 
 
 def tags_of(catalog: Catalog) -> np.ndarray:
@@ -86,10 +109,13 @@ def text_vectors(texts: tuple[str, ...]) -> np.ndarray:
     return TextEmbedder()(texts)
 
 
-def features_of(side: str, catalog: Catalog) -> np.ndarray | None:
+def features_of(arm: str, catalog: Catalog, anchors: list[str]) -> np.ndarray | None:
     """What an arm knows of each item beside its identifier."""
+    side = ARMS[arm].get("side", "anchor")
     if side == "tags":
         return tags_of(catalog)
+    if arm == "text-anchor":
+        return text_vectors(tuple(anchors))
     if side == "text":
         return text_vectors(tuple(catalog.texts))
     if side == "sids":
@@ -102,6 +128,7 @@ def job(
     task: Task, arm: str, config: SARMTraining, anchors: list[Anchor], args: argparse.Namespace, cold: bool
 ) -> Found:
     """Fits one arm and scores the test exposures."""
+    task = cold_task(task, config.seed) if cold else task
     at = test_positions(task)
     if arm == "tfidf":
         return Found(tfidf(task, at), {})
@@ -109,8 +136,8 @@ def job(
     config = replace(config, aux=options.pop("aux", config.aux))
     catalog = task.samples.catalog
     side = options.get("side", "anchor")
-    features = features_of(side, catalog)
     texts = [a.text for a in (shuffled(anchors, config.seed) if arm.endswith("shuffled") else anchors)]
+    features = features_of(arm, catalog, texts)
     streams = TokenStreams.fit(texts)
     tokens, (base, domain) = streams.encode(texts), streams.sizes
     width = 0 if features is None else CODES if side == "sids" else features.shape[1]
@@ -122,7 +149,9 @@ def job(
     if sizes.side == "sids":  # the last level may have more codes than asked for, where texts are alike
         sizes = replace(sizes, width=int(features.max()) + 1 if features is not None else 1)
     model = SARMModel(sizes, features)
-    held = cold_items(task) if cold else np.zeros(task.items, bool)
+    if side == "anchor":
+        warm_start(model.encoder, streams)
+    held = cold_items(task, config.seed) if cold else np.zeros(task.items, bool)
     trained = train(model, task, tokens, config, np.where(held, task.items, np.arange(task.items)))
     passes = len(trained.values)
     about = {
@@ -135,14 +164,14 @@ def job(
     return Found(predict(model, task, trained.bank, at), about)
 
 
-def cold_items(task: Task) -> np.ndarray:
-    """bool [N]: a fifth of the items, the same for all seeds."""
-    return np.random.default_rng(7).random(task.items) < 0.2
+def cold_items(task: Task, seed: int) -> np.ndarray:
+    """bool [N]: a fifth of the items, another one for each of five seeds."""
+    return np.random.default_rng(7).permutation(task.items) % FOLDS == seed % FOLDS
 
 
-def cold_task(task: Task) -> Task:
+def cold_task(task: Task, seed: int) -> Task:
     """The task whose test asks for held-out items alone, and whose training has none of them."""
-    held = cold_items(task)[task.samples.sequences.items]
+    held = cold_items(task, seed)[task.samples.sequences.items]
     part = np.where(held, np.where(task.part == TEST, TEST, OUT), np.where(task.part == TEST, OUT, task.part))
     return Task(task.samples, part.astype(np.int8))
 
@@ -166,22 +195,51 @@ def tfidf(task: Task, at: np.ndarray) -> np.ndarray:
 
 
 def run(args: argparse.Namespace, cold: bool = False) -> None:
+    stored = stored_anchors(args.anchors) if args.anchors else None
     task = task_of(args.data, args.label, args.split)
-    task = cold_task(task) if cold else task
-    anchors = anchors_for(task.samples.catalog, AnchorStore(args.anchors).all() if args.anchors else None)
+    anchors = anchors_for(task.samples.catalog, stored)
     changes = {} if args.epochs is None else {"epochs": args.epochs}
+    settings = {k: v for k, v in vars(SARMTraining(**changes)).items() if k != "seed"}
+    texts = hashlib.sha256("\n".join(a.text for a in anchors).encode()).hexdigest()[:16]
     run_arms(
         args.work, args.arms, args.seeds,
-        lambda arm, seed: job(task, arm, SARMTraining(seed=seed, **changes), anchors, args, cold),
+        lambda arm, seed: {arm: job(task, arm, SARMTraining(seed=seed, **changes), anchors, args, cold)},
+        asked_for(args) | settings | {"d": args.d, "n": args.n, "anchors": texts, "cold": cold},
     )  # fmt: skip
 
 
 def table(args: argparse.Namespace, cold: bool = False) -> None:
+    found = finished(args.work, args.arms, asked_for(args) | {"cold": cold})
     task = task_of(args.data, args.label, args.split)
-    task = cold_task(task) if cold else task
-    found = finished(args.work, args.arms)
-    title = f"{task.samples.name}: {'items held out of the training' if cold else 'SARM, part by part'}"
-    write_table(task, test_positions(task), found, COLD_PAIRS if cold else PAIRS, args.out, title, args.split)
+    if cold:
+        title = f"{task.samples.name}: items held out of the training"
+        systems = pooled(task, found)
+        notes = [f"{arm}, GAUC of each fold: {', '.join(by_fold(task, runs))}" for arm, runs in found.items()]
+        write_table(systems, found, COLD_PAIRS, args.out, title, args.split, notes)
+    else:
+        title = f"{task.samples.name}: SARM, part by part"
+        write_table(stacked(found, task, test_positions(task)), found, PAIRS, args.out, title, args.split)
+
+
+def pooled(task: Task, found: dict[str, dict[int, Found]]) -> dict[str, Scored]:
+    """Each arm's scores on the held-out items of all seeds, one after the other."""
+    seeds = common_seeds(found)
+    parts = [test_positions(cold_task(task, seed)) for seed in seeds]
+    at, fold = np.concatenate(parts), np.repeat(np.arange(len(seeds)), [len(p) for p in parts])
+    groups = task.samples.sequences.user_of[at] * len(seeds) + fold
+    return {
+        arm: Scored(task, at, np.concatenate([runs[s].scores for s in seeds])[None], (), groups=groups)
+        for arm, runs in found.items()
+    }
+
+
+def by_fold(task: Task, runs: dict[int, Found]) -> list[str]:
+    """GAUC of the main label on each seed's own items."""
+    out = []
+    for seed, one in sorted(runs.items()):
+        at = test_positions(cold_task(task, seed))
+        out.append(f"{gauc(task.samples.labels[at, 0], one.scores[:, 0], task.samples.sequences.user_of[at]):.4f}")
+    return out
 
 
 def main() -> int:

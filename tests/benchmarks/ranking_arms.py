@@ -16,7 +16,7 @@ from genrec.errors import GenrecError
 from genrec.evaluation.report import provenance
 from genrec.io import atomic, write_json, write_text
 from genrec.tools.ranking.planted import planted
-from genrec.tools.ranking.report import cell, compared, markdown, measured
+from genrec.tools.ranking.report import Scored, cell, markdown
 from genrec.tools.ranking.samples import TEST, load_samples
 from genrec.tools.ranking.task import Task
 from genrec.tools.ranking.train import positions_of
@@ -39,56 +39,89 @@ def task_of(data: str, labels: Sequence[str], split: str, seed: int = 0) -> Task
     return Task.make(samples, split)
 
 
-def run_arms(work: Path, arms: Sequence[str], seeds: Sequence[int], job: Callable[[str, int], Found]) -> None:
-    """Runs every arm that has no file yet, seed by seed, and says what it costs. Kill it and start it again."""
+def run_arms(
+    work: Path,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    job: Callable[[str, int], dict[str, Found]],
+    identity: dict[str, Any],
+) -> None:
+    """Runs every arm that has no file yet, seed by seed, and says what it costs; a job may bring the files of further
+    arms. Kill it and start it again. identity: what the files are made with, without the seed; JSON-ready. Raises
+    GenrecError where a file was made with another."""
     for seed in seeds:
         for arm in arms:
-            path = work / f"{arm}.{seed}.npz"
-            if path.exists():
+            if (path := work / f"{arm}.{seed}.npz").exists():
+                _checked(path, _read(path), identity)
                 continue
             clock = time.perf_counter()
-            found = job(arm, seed)
+            made = job(arm, seed)
             seconds = round(time.perf_counter() - clock, 1)
-            with atomic(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, scores=found.scores, about=np.array(json.dumps(found.about | {"seconds": seconds})))
-            print(f"{arm}, seed {seed}: {seconds} s, {found.about.get('validation', '')}", flush=True)
+            for name, found in made.items():
+                about = found.about | {"seconds": seconds, "identity": identity}
+                with atomic(work / f"{name}.{seed}.npz") as temporary, temporary.open("wb") as file:
+                    np.savez(file, scores=found.scores, about=np.array(json.dumps(about)))
+            print(f"{arm}, seed {seed}: {seconds} s, {made[arm].about.get('validation', '')}", flush=True)
 
 
-def finished(work: Path, arms: Sequence[str]) -> dict[str, dict[int, Found]]:
-    """arm -> seed -> what was found, of the arms that are there."""
+def finished(work: Path, arms: Sequence[str], identity: dict[str, Any]) -> dict[str, dict[int, Found]]:
+    """arm -> seed -> what was found, of the arms that are there. Raises GenrecError where one was made with something
+    else than `identity`, a part of that of `run_arms`."""
     out: dict[str, dict[int, Found]] = {}
     for arm in arms:
         for path in sorted(work.glob(f"{arm}.[0-9]*.npz")):
-            with np.load(path) as file:
-                seed = int(path.name.removesuffix(".npz").rpartition(".")[2])
-                out.setdefault(arm, {})[seed] = Found(file["scores"], json.loads(str(file["about"])))
+            found = _read(path)
+            _checked(path, found, identity)
+            out.setdefault(arm, {})[int(path.name.removesuffix(".npz").rpartition(".")[2])] = found
     if not out:
         raise GenrecError(f"{work} holds no finished arm: run this script's `run` first")
     return out
 
 
+def _read(path: Path) -> Found:
+    with np.load(path) as file:
+        return Found(file["scores"], json.loads(str(file["about"])))
+
+
+def _checked(path: Path, found: Found, identity: dict[str, Any]) -> None:
+    made = found.about.get("identity", {})
+    for name, value in json.loads(json.dumps(identity)).items():
+        if made.get(name) != value:
+            raise GenrecError(
+                f"{path} was made with {name} {made.get(name)}, not {value}; remove it or choose another --work"
+            )
+
+
+def common_seeds(found: dict[str, dict[int, Found]]) -> list[int]:
+    """The seeds that all arms have. Raises GenrecError where there is none."""
+    seeds = sorted(set.intersection(*(set(runs) for runs in found.values())))
+    if not seeds:
+        raise GenrecError("no seed is finished for all arms")
+    return seeds
+
+
+def stacked(found: dict[str, dict[int, Found]], task: Task, positions: np.ndarray) -> dict[str, Scored]:
+    """Each arm's scores over the seeds that all arms have, with what is computed once for all its comparisons."""
+    seeds = common_seeds(found)
+    return {arm: Scored(task, positions, np.stack([runs[s].scores for s in seeds])) for arm, runs in found.items()}
+
+
 def write_table(
-    task: Task,
-    positions: np.ndarray,
+    systems: dict[str, Scored],
     found: dict[str, dict[int, Found]],
     pairs: Sequence[tuple[str, str]],
     out: Path,
     title: str,
     split: str,
-    extra: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """report.json, report.md and gauc.png over the seeds that all arms have."""
+    """report.json, report.md and gauc.png. notes: further lines of the report."""
     clock = time.perf_counter()
-    seeds = sorted(set.intersection(*(set(runs) for runs in found.values())))
-    if not seeds:
-        raise GenrecError("no seed is finished for all arms")
-    stacked = {arm: np.stack([runs[s].scores for s in seeds]) for arm, runs in found.items()}
-    results = {arm: measured(task, positions, scores) for arm, scores in stacked.items()}
-    differences = {
-        f"{a} - {b}": compared(task, positions, stacked[a], stacked[b])
-        for a, b in pairs
-        if a in stacked and b in stacked
-    }
+    seeds = common_seeds(found)
+    first = next(iter(systems.values()))
+    task, positions = first.task, first.positions
+    results = {arm: one.measured() for arm, one in systems.items()}
+    differences = {f"{a} - {b}": systems[a].compared(systems[b]) for a, b in pairs if a in systems and b in systems}
     seconds = {arm: [runs[s].about["seconds"] for s in seeds] for arm, runs in found.items()}
     s = task.samples.sequences
     protocol = (
@@ -99,17 +132,19 @@ def write_table(
     arms = {arm: {str(s): runs[s].about for s in seeds} for arm, runs in found.items()}
     report = {
         "title": title, "results": results, "differences": differences, "seconds": seconds, "arms": arms,
-        "about": about | (extra or {}),
+        "notes": list(notes), "about": about,
     }  # fmt: skip
     write_json(out / "report.json", report)
-    lines = [f"## {title}", "", markdown(results, differences)]
+    lines = [f"## {title}", "", markdown(results, differences), *(f"- {note}" for note in notes)]
     lines += [f"- seconds per fit: {', '.join(f'{arm} {np.mean(v):.0f}' for arm, v in seconds.items())}"]
-    lines += [f"- {key}: `{value}`" for key, value in report["about"].items()]
+    lines += [f"- {key}: `{value}`" for key, value in about.items()]
     write_text(out / "report.md", "\n".join(lines) + "\n")
     plot_bars(results, task.samples.names[0], out / "gauc.png", title)
     for pair, labels in differences.items():
         main = labels[task.samples.names[0]]
-        print(f"{pair}: GAUC {cell(main['gauc'], '+')}, AUC {cell(main['auc'], '+')}")
+        low = next(iter(main["gauc by exposure"].items()), None)
+        rest = "" if low is None else f", GAUC of items with {low[0]} training events {cell(low[1], '+')}"
+        print(f"{pair}: GAUC {cell(main['gauc'], '+')}, AUC {cell(main['auc'], '+')}{rest}")
     return report
 
 
@@ -147,6 +182,11 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def test_positions(task: Task) -> np.ndarray:
     return positions_of(task, TEST)
+
+
+def asked_for(args: argparse.Namespace) -> dict[str, Any]:
+    """What `run` and `table` must agree on."""
+    return {"data": args.data, "labels": list(args.label), "split": args.split}
 
 
 def common_flags(one: argparse.ArgumentParser, arms: Sequence[str]) -> None:

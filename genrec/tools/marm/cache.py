@@ -241,6 +241,8 @@ class StateCache:
             return
         self._clock += 1
         rows = np.array([self._row(int(k)) for k in keys], np.int64)
+        kept = self._owners[rows] == keys  # with more users than rows, some made room for later ones
+        rows, places, items, states = rows[kept], places[kept], items[kept], states[kept]
         slots = places % self.config.events
         last = {(int(r), int(s)): i for i, (r, s) in enumerate(zip(rows, slots, strict=True))}
         keep = np.fromiter(last.values(), np.int64, len(last))

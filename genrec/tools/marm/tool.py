@@ -103,17 +103,24 @@ class MARM:
         """float32 [B, C]: the reward of the predicted rates (the main label's where no weights are given)."""
         return masked(ranking_reward(self.rates(contexts, items), self.profile.names, weights), items)
 
-    def observe(self, contexts: list[UserContext], items: np.ndarray) -> np.ndarray:
+    def observe(self, contexts: list[UserContext], items: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """What was really shown, rows [B], in the order of time, one of a user at once: its rates [B, T], and its
-        states are written back. Raises GenrecError for a user given twice."""
+        states are written back. labels: what the users then said, float [B, T], 1 yes, 0 no, NaN unknown; later
+        requests read it as the feedback of these events (None: not known). Raises GenrecError for a user given twice
+        and for labels of another shape."""
         users = [c.user for c in contexts]
         if len(set(users)) < len(users):
             raise GenrecError("a user is there twice; observe one event of a user at a time")
+        if labels is not None and np.shape(labels) != (len(contexts), len(self.profile.names)):
+            raise GenrecError(f"labels must be [{len(contexts)}, {len(self.profile.names)}], not {np.shape(labels)}")
         batch = self.profile.batch(contexts, np.asarray(items)[:, None], self.model.config.n)
         with torch.no_grad():
             logits, states = self._forward(batch)
         if self.memory is not None:
             self.memory.write(batch, states[:, 0])
+        if labels is not None:
+            for context, row, said in zip(contexts, items, labels, strict=True):
+                self.profile.tell(context, int(row), said)
         return scored(logits)[:, 0]
 
     def explain(self, context: UserContext, items: np.ndarray, most: int = 3) -> list[Reason]:

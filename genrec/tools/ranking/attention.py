@@ -2,7 +2,8 @@
 
 `targets`: candidates against given states of the past, layer by layer (MARM, papers/tools.md 3.2 and 7.3; with one
 layer it is DIN's idea with softmax attention). `sequence`: a whole sequence at once, as a causal transformer. Position
-i attends to the n events before it, not to itself, in both, so with exact states the two give the same numbers.
+i attends to the n events before it, not to itself nor to events of its own moment, in both, so with exact states the
+two give the same numbers.
 
 Layer l: o = MHA(q = norm(h), K = V = norm(S^l + feedback)); h <- h + o; h <- h + FFN(norm(h)). Pre-norm, the learned
 empty key (what attends to nothing, as with an empty history, finds it) and the bias by distance are ours; so is
@@ -13,7 +14,7 @@ history.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -55,9 +56,9 @@ class Layer(nn.Module):
         keys, values = self.kv(self.norm_kv(memory)).chunk(2, -1)
         return self.split(keys), self.split(values)
 
-    def bias(self, distance: Tensor) -> Tensor:
-        """[H, ..., 1 + n] of distances [..., n]; the empty key has none."""
-        return nn.functional.pad(self.near[:, distance_buckets(distance)], (1, 0))
+    def bias(self, buckets: Tensor) -> Tensor:
+        """[H, ..., 1 + n] of buckets of distances [..., n]; the empty key has none."""
+        return nn.functional.pad(self.near[:, buckets], (1, 0))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """o of queries x [B, C, d]; bias added to the logits, [B or 1, H or 1, C or 1, 1 + n]."""
@@ -81,9 +82,12 @@ class Stack(nn.Module):
     """L layers of width d over at most n events. tasks: of the feedback. top: events that each layer keeps of its own
     search (0: all), the newest first among equals: the per-layer GSU of papers/tools.md 3.2, exact here."""
 
+    buckets: Tensor
+
     def __init__(self, d: int, layers: int, heads: int, n: int, tasks: int, top: int = 0) -> None:
         super().__init__()
         self.n, self.top = n, top
+        self.register_buffer("buckets", distance_buckets(torch.arange(n + 1)).clamp(min=0), persistent=False)
         self.blocks = nn.ModuleList(Layer(d, heads) for _ in range(layers))
         self.feedback = nn.Linear(tasks, d, bias=False)
 
@@ -117,11 +121,11 @@ class Stack(nn.Module):
         """
         n = memory[0].shape[1]
         masked = nn.functional.pad(~there, (1, 0))[:, None, None] * MASKED
-        distance = torch.arange(n, 0, -1, device=x.device)
+        buckets = self.buckets[1 : n + 1].flip(0)
         outs, states, biases = [], [], []
         for layer, known in zip(self.layers, memory, strict=True):
             keys, values = layer.keys_values(known)
-            bias = layer.bias(distance)[None, :, None] + masked
+            bias = layer.bias(buckets)[None, :, None] + masked
             if 0 < self.top < n:
                 bias = bias + self.unchosen(layer.logits(x, keys, bias))
             biases.append(bias)
@@ -130,7 +134,7 @@ class Stack(nn.Module):
             states.append(x)
         return (
             torch.cat([*outs, x], -1),
-            torch.stack(states[:-1], 2) if states[:-1] else x.new_zeros(*x.shape[:2], 0, x.shape[2]),
+            self._kept(x, states[:-1]),
             biases,
         )
 
@@ -141,25 +145,43 @@ class Stack(nn.Module):
         least = mean.topk(self.top, -1).values[..., -1:]
         return nn.functional.pad((mean < least) * MASKED, (1, 0))[:, None]
 
-    def sequence(self, x: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(self, x: Tensor, feedback: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whole sequences x [B, T, d], oldest first, as a causal transformer: (ranker's input [B, T, (L + 1) d], states
-        [B, T, L - 1, d]). Positions beyond a shorter sequence may hold anything: nothing attends forward."""
-        steps = torch.arange(x.shape[1], device=x.device)
-        distance = steps[:, None] - steps[None]
-        allowed = (distance >= 1) & (distance <= self.n)
-        masked = nn.functional.pad(~allowed, (1, 0)) * MASKED
-        told = self.feedback(feedback)
+        [B, T, L - 1, d]). known: int64 [B, T], how many events of its sequence each one may read (None: all before it).
+        Positions beyond a shorter sequence may hold anything: nothing attends forward."""
         outs, states = [], []
-        for layer in self.layers:
+        for o, state in self._causal(x, feedback, known, self.layers):
+            outs.append(o)
+            states.append(state)
+        return torch.cat([*outs, states[-1]], -1), self._kept(x, states[:-1])
+
+    def states(self, x: Tensor, feedback: Tensor, known: Tensor | None = None) -> Tensor:
+        """The states of `sequence` alone, [B, T, L - 1, d], by the first L - 1 layers."""
+        return self._kept(x, [h for _, h in self._causal(x, feedback, known, self.layers[:-1])])
+
+    def _causal(
+        self, x: Tensor, feedback: Tensor, known: Tensor | None, layers: list[Layer]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """o and the next h of each layer."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        distance = steps[:, None] - steps
+        allowed = ((distance >= 1) & (distance <= self.n))[None]
+        if known is not None:
+            allowed = allowed & (steps < known[..., None])
+        masked = nn.functional.pad(~allowed, (1, 0))[:, None] * MASKED
+        buckets = self.buckets[distance.clamp(0, self.n)]
+        told = self.feedback(feedback)
+        for layer in layers:
             keys, values = layer.keys_values(x + told)
-            bias = layer.bias(distance.clamp(min=1))[None] + masked
+            bias = layer.bias(buckets)[None] + masked
             if 0 < self.top < self.n:
                 bias = bias + self.unchosen(layer.logits(x, keys, bias))
             o, x = layer(x, keys, values, bias)
-            outs.append(o)
-            states.append(x)
-        kept = torch.stack(states[:-1], 2) if states[:-1] else x.new_zeros(*x.shape[:2], 0, x.shape[2])
-        return torch.cat([*outs, x], -1), kept
+            yield o, x
+
+    @staticmethod
+    def _kept(x: Tensor, states: list[Tensor]) -> Tensor:
+        return torch.stack(states, 2) if states else x.new_zeros(*x.shape[:2], 0, x.shape[2])
 
     @torch.no_grad()
     def weights(self, x: Tensor, memory: list[Tensor], there: Tensor) -> Tensor:

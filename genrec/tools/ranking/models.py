@@ -27,8 +27,8 @@ UNIT = 36  # hidden width of DIN's activation unit, as published
 @dataclass(frozen=True)
 class RankerConfig:
     """A ranker. users, items, tasks, dense: sizes of the data; d: width; n: events of history; layers, heads, top: of
-    the stack; dropout: of the identifiers' embeddings; unknown: share of the identifiers hidden in training, so that
-    the vector of the unknown item is learned."""
+    the stack; dropout: of what the heads read beside the dense features; unknown: share of the identifiers hidden from
+    the heads in training, so that the vector of the unknown item is learned."""
 
     kind: str
     users: int
@@ -91,19 +91,21 @@ class RankerModel(nn.Module):
         none = batch.dense.new_zeros(*batch.item.shape, 0, self.config.d)
         if self.config.kind == "rates":
             return self.linear(batch.dense), none
-        x = self.drop(self.item(self.hidden(batch.item)))
-        user = self.drop(self.user(batch.user))[:, None].expand_as(x)
-        parts = [user, x, batch.dense]
         if self.config.kind == "mmoe":
-            return self.heads(torch.cat(parts, -1)), none
-        there = batch.events >= 0
-        level0 = self.drop(self.item(batch.history))
+            return self.read(batch.user, batch.item, batch.dense), none
+        x, level0, there = self.item(batch.item), self.item(batch.history), batch.events >= 0
         if self.config.kind == "din":
-            return self.heads(
-                torch.cat([*parts, self.activate(x, level0 + self.feedback(batch.feedback), there)], -1)
-            ), none
+            found = self.activate(x, level0 + self.feedback(batch.feedback), there)
+            return self.read(batch.user, batch.item, batch.dense, found), none
         found, states, _ = self.stack.targets(x, self.stack.memory(level0, batch.feedback, cached, present), there)
-        return self.heads(torch.cat([*parts, found], -1)), states
+        return self.read(batch.user, batch.item, batch.dense, found), states
+
+    def read(self, user: Tensor, item: Tensor, dense: Tensor, *found: Tensor) -> Tensor:
+        """Logits [B, C, T] of the heads. Everything random happens here, so a state to cache is what it will be at a
+        request. found: what the history brought, [B, C, width]."""
+        x = self.item(self.hidden(item))
+        parts = [self.user(user)[:, None].expand_as(x), x, *found]
+        return self.heads(torch.cat([*map(self.drop, parts), dense], -1))
 
     def activate(self, x: Tensor, events: Tensor, there: Tensor) -> Tensor:
         """DIN's weighted sum of the history, [B, C, d], over the root of its length."""
@@ -113,10 +115,10 @@ class RankerModel(nn.Module):
         size = there.sum(-1).clamp(min=1).float().sqrt()[:, None, None]
         return weights @ events / size
 
-    def sequences(self, user: Tensor, item: Tensor, dense: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole sequences at once (kind attention): user [B], item [B, T], dense [B, T, F], feedback [B, T, tasks] ->
-        logits [B, T, tasks], states [B, T, L - 1, d]."""
-        x = self.drop(self.item(self.hidden(item)))
-        found, states = self.stack.sequence(x, feedback)
-        users = self.drop(self.user(user))[:, None].expand_as(x)
-        return self.heads(torch.cat([users, x, dense, found], -1)), states
+    def sequences(
+        self, user: Tensor, item: Tensor, dense: Tensor, feedback: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Whole sequences at once (kind attention): user [B], item [B, T], dense [B, T, F], feedback [B, T, tasks],
+        known as of Stack.sequence -> logits [B, T, tasks], states [B, T, L - 1, d]."""
+        found, states = self.stack.sequence(self.item(item), feedback, known)
+        return self.read(user, item, dense, found), states

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,50 +16,108 @@ from genrec.evaluation import auc as measures
 from genrec.evaluation.intervals import Interval
 from genrec.tools.ranking.task import Task
 
-EDGES = (10, 50, 200)  # training events of an item; ours
+EDGES = (50, 200)  # training events of an item; ours. Below the first: low exposure
 
 
-def measured(
-    task: Task, positions: np.ndarray, scores: np.ndarray, edges: Sequence[int] = EDGES, resamples: int = 1000
-) -> dict[str, Any]:
-    """label -> {"auc", "gauc", "gauc by exposure": {bucket: ...}} of scores [R, B, T] of R runs on exposures [B]; each
-    a mean with its interval, and users and samples behind it."""
-    out: dict[str, Any] = {}
-    for t, name, at, y, users in _labels(task, positions):
-        own = scores[:, at, t]
-        counts = task.exposures[task.samples.sequences.items[positions[at]]]
-        slices = {k: mask for k, mask in measures.buckets(counts, edges).items() if mask.any()}
-        out[name] = {
-            "auc": plain(measures.auc_interval(y, own, users, resamples)) if len(y) else None,
-            "gauc": plain(measures.gauc_interval(y, own, users, resamples)) | _sizes(y, users),
-            "gauc by exposure": {
-                k: plain(measures.gauc_interval(y[m], own[:, m], users[m], resamples)) | _sizes(y[m], users[m])
-                for k, m in slices.items()
-            },
+@dataclass(frozen=True)
+class Part:
+    """One label in one slice of the exposures: labels bool [B], scores [R, B], users [B] and groups [B] (see
+    genrec.evaluation.auc.gauc_interval)."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    users: np.ndarray
+    groups: np.ndarray
+    resamples: int
+
+    @cached_property
+    def draws(self) -> measures.Draws:
+        """Of the AUC: drawn once, for all comparisons."""
+        return measures.auc_draws(self.labels, self.scores, self.users, self.resamples)
+
+    @property
+    def gauc(self) -> Interval:
+        return measures.gauc_interval(self.labels, self.scores, self.users, self.resamples, groups=self.groups)
+
+    def gauc_less(self, other: Part) -> Interval:
+        return measures.gauc_difference(
+            self.labels, self.scores, other.scores, self.users, self.resamples, groups=self.groups
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Users with both kinds of labels, and their samples."""
+        own = measures.user_aucs(self.labels, np.zeros(len(self.labels)), self.groups)
+        there = ~np.isnan(own)
+        return {"users": len(np.unique(self.users[there])), "samples": int(there.sum())}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores [R, B, T] of R runs of one system on exposures [B] of a task. edges: of the exposure buckets (none: no
+    buckets); groups: int [B], see `Part`; None: the users."""
+
+    task: Task
+    positions: np.ndarray
+    scores: np.ndarray
+    edges: Sequence[int] = EDGES
+    resamples: int = 1000
+    groups: np.ndarray | None = None
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[Part, dict[str, Part]]]:
+        """label -> the whole, and each bucket with exposures."""
+        samples = self.task.samples
+        users = samples.sequences.user_of[self.positions]
+        groups = users if self.groups is None else self.groups
+        counts = self.task.exposures[samples.sequences.items[self.positions]]
+        slices = measures.buckets(counts, self.edges) if len(self.edges) else {}
+        out = {}
+        for t, name in enumerate(samples.names):
+            y = samples.labels[self.positions, t]
+
+            def part(mask: np.ndarray, y: np.ndarray = y, t: int = t) -> Part:
+                at = np.flatnonzero(~np.isnan(y) & mask)
+                return Part(y[at].astype(bool), self.scores[:, at, t], users[at], groups[at], self.resamples)
+
+            found = {k: part(mask) for k, mask in slices.items()}
+            out[name] = part(np.ones(len(y), bool)), {k: p for k, p in found.items() if len(p.labels)}
+        return out
+
+    def measured(self) -> dict[str, Any]:
+        """label -> {"auc", "gauc", "by run": {"auc", "gauc"}, "auc by exposure", "gauc by exposure": {bucket: ...}};
+        each a mean with its interval, a GAUC with the users and samples behind it."""
+        return {
+            name: {
+                "auc": plain(whole.draws.interval()) if len(whole.labels) else None,
+                "gauc": plain(whole.gauc) | whole.sizes,
+                "by run": {
+                    "auc": [_rounded(measures.auc(whole.labels, s)) for s in whole.scores],
+                    "gauc": [_rounded(measures.gauc(whole.labels, s, whole.groups)) for s in whole.scores],
+                },
+                "auc by exposure": {k: plain(p.draws.interval()) for k, p in slices.items()},
+                "gauc by exposure": {k: plain(p.gauc) | p.sizes for k, p in slices.items()},
+            }
+            for name, (whole, slices) in self.parts.items()
         }
-    return out
+
+    def compared(self, other: Scored) -> dict[str, Any]:
+        """label -> differences to another system on the same exposures, paired over the same users, each with
+        `detectable`: the smallest true difference that this comparison finds in 80 % of cases."""
+        out: dict[str, Any] = {}
+        for name, (a, mine) in self.parts.items():
+            b, others = other.parts[name]
+            out[name] = {
+                "auc": plain((a.draws - b.draws).interval(), True),
+                "gauc": plain(a.gauc_less(b), True),
+                "auc by exposure": {k: plain((p.draws - others[k].draws).interval(), True) for k, p in mine.items()},
+                "gauc by exposure": {k: plain(p.gauc_less(others[k]), True) for k, p in mine.items()},
+            }
+        return out
 
 
-def compared(
-    task: Task, positions: np.ndarray, a: np.ndarray, b: np.ndarray, edges: Sequence[int] = EDGES, resamples: int = 1000
-) -> dict[str, Any]:
-    """label -> differences a - b of scores [R, B, T], paired over the same users, each with `detectable`: the smallest
-    true difference that this comparison finds in 80 % of cases."""
-    out: dict[str, Any] = {}
-    for t, name, at, y, users in _labels(task, positions):
-        one, two = a[:, at, t], b[:, at, t]
-        counts = task.exposures[task.samples.sequences.items[positions[at]]]
-        slices = {k: mask for k, mask in measures.buckets(counts, edges).items() if mask.any()}
-
-        def gauc(m: np.ndarray | slice, y: Any = y, one: Any = one, two: Any = two, users: Any = users) -> Interval:
-            return measures.gauc_difference(y[m], one[:, m], two[:, m], users[m], resamples)
-
-        out[name] = {
-            "auc": plain(measures.auc_difference(y, one, two, users, resamples), True),
-            "gauc": plain(gauc(slice(None)), True),
-            "gauc by exposure": {k: plain(gauc(m), True) for k, m in slices.items()},
-        }
-    return out
+def _rounded(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def plain(interval: Interval, difference: bool = False) -> dict[str, float | None]:
@@ -67,49 +127,35 @@ def plain(interval: Interval, difference: bool = False) -> dict[str, float | Non
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, Any]]) -> str:
-    """results: system -> `measured`; differences: "a - b" -> `compared`."""
-    out = ["| system | label | AUC | GAUC | GAUC by training events of the item |", "|---|---|---|---|---|"]
+    """results: system -> `Scored.measured`; differences: "a - b" -> `Scored.compared`. In a difference ± stands before
+    the smallest one that would have been found."""
+    out = [
+        "| system | label | AUC | GAUC | GAUC of each run | AUC by training events of the item | GAUC by the same |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for system, labels in results.items():
         for label, found in labels.items():
-            rest = "; ".join(f"{k}: {cell(v)}" for k, v in found["gauc by exposure"].items())
-            out.append(f"| {system} | {label} | {cell(found['auc'])} | {cell(found['gauc'])} | {rest} |")
+            each = ", ".join("" if v is None else f"{v:.4f}" for v in found["by run"]["gauc"])
+            rest = " | ".join(_buckets(found[f"{kind} by exposure"]) for kind in ("auc", "gauc"))
+            out.append(f"| {system} | {label} | {cell(found['auc'])} | {cell(found['gauc'])} | {each} | {rest} |")
     if differences:
-        out += [
-            "",
-            "| pair | label | AUC | GAUC | detectable GAUC | GAUC by training events of the item |",
-            "|---|---|---|---|---|---|",
-        ]
+        head = "| pair | label | AUC | GAUC | AUC by training events of the item | GAUC by the same |"
+        out += ["", head, "|---|---|---|---|---|---|"]
     for pair, labels in differences.items():
         for label, found in labels.items():
-            rest = "; ".join(f"{k}: {cell(v, '+')}" for k, v in found["gauc by exposure"].items())
-            least = found["gauc"]["detectable"]
-            shown = "" if least is None else f"{least:.4f}"
-            out.append(
-                f"| {pair} | {label} | {cell(found['auc'], '+')} | {cell(found['gauc'], '+')} | {shown} | {rest} |"
-            )
+            rest = " | ".join(_buckets(found[f"{kind} by exposure"], "+") for kind in ("auc", "gauc"))
+            out.append(f"| {pair} | {label} | {cell(found['auc'], '+')} | {cell(found['gauc'], '+')} | {rest} |")
     return "\n".join(out) + "\n"
 
 
+def _buckets(found: Mapping[str, Mapping[str, float | None]], sign: str = "") -> str:
+    return "; ".join(f"{k}: {cell(v, sign)}" for k, v in found.items())
+
+
 def cell(found: Mapping[str, float | None] | None, sign: str = "") -> str:
-    """A mean with its interval, as a table shows it."""
+    """A mean with its interval, as a table shows it; ± before what a difference could have detected."""
     if found is None or found["mean"] is None:
         return ""
     bounds = "" if found["low"] is None else f" [{found['low']:{sign}.4f}, {found['high']:{sign}.4f}]"
-    return f"{found['mean']:{sign}.4f}{bounds}"
-
-
-def _labels(task: Task, positions: np.ndarray) -> list[tuple[int, str, np.ndarray, np.ndarray, np.ndarray]]:
-    """(number, name, places among the positions with a known label, labels, users) of each label."""
-    users = task.samples.sequences.user_of[positions]
-    out = []
-    for t, name in enumerate(task.samples.names):
-        y = task.samples.labels[positions, t]
-        at = np.flatnonzero(~np.isnan(y))
-        out.append((t, name, at, y[at].astype(bool), users[at]))
-    return out
-
-
-def _sizes(labels: np.ndarray, users: np.ndarray) -> dict[str, int]:
-    """Users with both kinds of labels, and their samples."""
-    both = [u for u in np.unique(users) if 0 < labels[users == u].mean() < 1]
-    return {"users": len(both), "samples": int(np.isin(users, both).sum())}
+    least = found.get("detectable")
+    return f"{found['mean']:{sign}.4f}{bounds}" + ("" if least is None else f" ±{least:.4f}")

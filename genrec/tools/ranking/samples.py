@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.data.build import build
+from genrec.data.build import event_order
+from genrec.data.columns import numbers
 from genrec.data.dataset import Catalog, Dataset, Sequences
-from genrec.data.readers import RawTable, read_table
-from genrec.data.schema import INTERACTIONS, find_column, missing, normalised
+from genrec.data.readers import read_table
+from genrec.data.schema import normalised, read_interactions
 from genrec.data.sources import EVENT_FILES, load_dataset, one_file
 from genrec.errors import GenrecError
 
@@ -104,7 +105,7 @@ def load_samples(source: str | Path, labels: Sequence[str] = (), cache: Path | N
     if all(normalised(r.column) == "rating" for r in rules):
         values = [dataset.sequences.ratings] * len(rules)
     else:
-        values = _columns(Path(source), dataset, rules)
+        values = _columns(Path(source), rules)
     found = np.stack([r.of(v) for r, v in zip(rules, values, strict=True)], axis=1)
     for rule, column in zip(rules, found.T, strict=True):
         if len(np.unique(column[~np.isnan(column)])) < 2:
@@ -143,20 +144,14 @@ def _check_shares(validation: float, test: float) -> None:
         raise ValueError(f"validation {validation} and test {test} must be positive and leave something to train on")
 
 
-def _columns(source: Path, dataset: Dataset, rules: Sequence[Rule]) -> list[np.ndarray]:
-    """The values of each rule's column, in the order of the data set's events: each rides through the loader in the
-    place of the rating, so that order and checks are the loader's own."""
+def _columns(source: Path, rules: Sequence[Rule]) -> list[np.ndarray]:
+    """The values of each rule's column, in the order of the data set's events."""
     path = one_file(source, EVENT_FILES) if source.is_dir() else source
     if path is None or not path.is_file():
         raise GenrecError(f"labels by column need a file of interactions; {source} is none and holds none")
     raw = read_table(path)
-    needed = [find_column(raw, n, INTERACTIONS) or missing(raw, n, INTERACTIONS) for n in ("user", "item", "timestamp")]
-    needed += [c for c in [find_column(raw, "pos", INTERACTIONS)] if c]
-    out = []
-    for rule in rules:
-        column = next((c for c in raw.table.column_names if normalised(c) == normalised(rule.column)), None)
-        if column is None:
-            raise GenrecError(f"{path} has no column {rule.column!r}; there is: {', '.join(raw.table.column_names)}")
-        table = raw.table.select(needed).append_column("rating", raw.table[column])
-        out.append(build(dataset.name, RawTable(raw.name, table, raw.path, raw.kind)).sequences.ratings)
-    return out
+    columns = {normalised(c): c for c in reversed(raw.table.column_names)}
+    if unknown := [r.column for r in rules if normalised(r.column) not in columns]:
+        raise GenrecError(f"{path} has no column {unknown[0]!r}; there is: {', '.join(raw.table.column_names)}")
+    order = event_order(read_interactions(raw))
+    return [numbers(raw, columns[normalised(r.column)])[order] for r in rules]

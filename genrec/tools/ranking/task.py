@@ -2,14 +2,16 @@
 
 Dense features (ours), all from before the exposure: the user's own rate of each label, the item's rate of each label,
 both as log-odds less those of the whole training set and shrunk towards it by PRIOR samples; the logs of the numbers
-behind them; the log of the seconds since the user's last event. An item's counts are of training events at an earlier
-time, so no feature knows the future or a label that is asked for.
+behind them; the log of the seconds since the user's last event. Counts, gap and history are of events at an earlier
+time, an item's counts of training events alone; so no feature knows the future or a label that is asked for. The user's
+own earlier test events count once they are past, with their labels, as in a live system and alike for all rankers.
 
 History feedback is +1, -1 or 0 (unknown) per label.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +26,15 @@ from genrec.tools.ranking.samples import SPLITS, TRAIN, Samples
 PRIOR = 10.0
 
 
+def item_columns(tasks: int) -> list[int]:
+    """Which of the dense features tell of the item: its rates, and their number."""
+    return [*range(tasks, 2 * tasks), 2 * tasks + 1]
+
+
 @dataclass(frozen=True)
 class Batch:
-    """B requests of C candidates over n history slots, the newest in the last one.
+    """B requests of C candidates over n history slots, the newest in the last one. A slot of an event of the
+    exposure's own moment is empty.
 
     user: int64 [B], U for an unknown one; item: int64 [B, C], N for padding; dense: [B, C, F]; history: int64 [B, n], N
     where empty; feedback: [B, n, T]; events: int64 [B, n], the place of each event in its user's sequence, -1 where
@@ -103,6 +111,15 @@ class Task:
         return np.nan_to_num(2 * self.samples.labels - 1).astype(np.float32)
 
     @cached_property
+    def known(self) -> np.ndarray:
+        """int64 [M]: the position that ends what each exposure may know of its user: the first event of its own moment.
+        A file may list what happened in one second by label, so the order there must say nothing."""
+        s = self.samples.sequences
+        new = np.ones(s.events, bool)
+        new[1:] = (np.diff(s.user_of) != 0) | (np.diff(s.times) != 0)
+        return np.maximum.accumulate(np.where(new, np.arange(s.events), 0))
+
+    @cached_property
     def exposures(self) -> np.ndarray:
         """Training events per item, int64 [N]."""
         return np.bincount(self.samples.sequences.items[self.part == TRAIN], minlength=self.items)
@@ -127,7 +144,7 @@ class Task:
         known = ~np.isnan(self.samples.labels)
         yes = np.nan_to_num(self.samples.labels) * known
         both = np.concatenate([yes, known], axis=1)
-        own = _before(both, s.offsets[s.user_of])
+        own = _between(both, s.offsets[s.user_of], self.known)
         order = np.lexsort((s.times, s.items))
         row, when = s.items[order], s.times[order]
         new_item = np.concatenate([[True], row[1:] != row[:-1]])
@@ -139,8 +156,7 @@ class Task:
         )
         of_item = np.empty_like(both)
         of_item[order] = total[first] - total[start]
-        gap = np.concatenate([[0.0], np.diff(s.times)])
-        gap[s.offsets[:-1][s.lengths > 0]] = 0
+        gap = np.where(self.known > s.offsets[s.user_of], s.times - s.times[self.known - 1], 0.0)
         t = self.tasks
         return self.rates.dense(own[:, :t], own[:, t:], of_item[:, :t], of_item[:, t:], gap)
 
@@ -150,7 +166,7 @@ class Task:
         users = s.user_of[positions]
         start = s.offsets[users]
         at = positions[:, None] - n + np.arange(n)
-        there = at >= start[:, None]
+        there = (at >= start[:, None]) & (at < self.known[positions][:, None])
         at = np.where(there, at, 0)
         return Batch(
             user=torch.from_numpy(users),
@@ -164,34 +180,33 @@ class Task:
         )
 
 
-def stream(task: Task, positions: np.ndarray, size: int, horizon: int = 0) -> Iterator[np.ndarray]:
-    """Batches of positions in time, at most one of a user in each, so every event is scored before it is read.
+def stream(task: Task, positions: np.ndarray, size: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Batches of at most `size` positions, one of a user in each and every user's in order of time, so that an event is
+    scored before it is read.
 
-    Events are taken in order of time in windows of `horizon` (0: all of them at once) and dealt inside a window by
-    their rank within the user: an event is never before another of its user, and never out of the order over all users
-    by more than a window. A window of all positions is the fastest (full batches) and right where users do not see
-    each other's events; 1 is the strict order.
+    Users stand one behind another in lanes: the longest first into the shortest lane, then in random order inside each;
+    batch t is the t-th event of every lane. No more lanes than let the longest user end with the others, so batches
+    are full to the end. Users do not see each other's events, so their common order in time is given up.
     """
-    if size < 1 or horizon < 0:
-        raise ValueError(f"size {size} and horizon {horizon} must be at least 1 and 0")
-    s = task.samples.sequences
+    if size < 1:
+        raise ValueError(f"size {size} must be at least 1")
+    rng = np.random.default_rng(seed)
     positions = np.sort(np.asarray(positions, np.int64))
-    positions = positions[np.argsort(s.times[positions], kind="stable")]
-    horizon = horizon or max(1, len(positions))
-    for begin in range(0, len(positions), horizon):
-        window = positions[begin : begin + horizon]
-        order = np.argsort(s.user_of[window], kind="stable")
-        users = s.user_of[window][order]
-        first = np.maximum.accumulate(
-            np.where(np.concatenate([[True], users[1:] != users[:-1]]), np.arange(len(users)), 0)
-        )
-        rank = np.empty(len(window), np.int64)
-        rank[order] = np.arange(len(users)) - first
-        dealt = np.argsort(rank, kind="stable")
-        bounds = np.flatnonzero(np.diff(rank[dealt])) + 1
-        for same in np.split(window[dealt], bounds):
-            for i in range(0, len(same), size):
-                yield same[i : i + size]
+    if not len(positions):
+        return
+    events = np.split(positions, np.flatnonzero(np.diff(task.samples.sequences.user_of[positions])) + 1)  # per user
+    lengths = np.array([len(e) for e in events])
+    mixed = rng.permutation(len(events))
+    lanes: list[list[int]] = [[] for _ in range(max(1, min(size, len(positions) // int(lengths.max()))))]
+    ends = [(0, lane) for lane in range(len(lanes))]
+    for u in mixed[np.argsort(-lengths[mixed], kind="stable")].tolist():
+        end, lane = heapq.heappop(ends)
+        lanes[lane].append(u)
+        heapq.heappush(ends, (end + int(lengths[u]), lane))
+    rows = [np.concatenate([events[u] for u in rng.permutation(lane)]) for lane in lanes]
+    step = np.concatenate([np.arange(len(row)) for row in rows])
+    order = np.argsort(step, kind="stable")
+    yield from np.split(np.concatenate(rows)[order], np.flatnonzero(np.diff(step[order])) + 1)
 
 
 def request_batch(
@@ -242,7 +257,7 @@ def request_batch(
     )
 
 
-def _before(values: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Sums of values [M, K] over the events from each one's start [M] up to, and without, itself."""
+def _between(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Sums of values [M, K] over the events from each start [M] up to, and without, each end [M]."""
     total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
-    return np.asarray(total[np.arange(len(values))] - total[start])
+    return np.asarray(total[end] - total[start])

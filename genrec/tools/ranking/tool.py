@@ -6,7 +6,7 @@ at their own places bring their feedback; other events have none. Nothing is fit
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ MOST = 10_000  # candidates of one request
 @dataclass(frozen=True)
 class Profile:
     """items, titles [N]; users [U] with their events offsets[u]:offsets[u+1] as rows and feedback int8 [M, T]; names of
-    the labels; rates: see there."""
+    the labels; rates: see there; later: feedback of a user's events after the fit, place -> (row, feedback [T])."""
 
     items: list[str]
     titles: list[str]
@@ -41,6 +41,7 @@ class Profile:
     feedback: np.ndarray
     names: tuple[str, ...]
     rates: Rates
+    later: dict[str, dict[int, tuple[int, list[float]]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task) -> Profile:
@@ -64,7 +65,18 @@ class Profile:
             n = min(end - start, len(out))
             same = self.rows[start : start + n] == np.asarray(context.history[:n], np.int32)
             out[:n] = self.feedback[start : start + n] * same[:, None]
+        for place, (row, feedback) in self.later.get(context.user or "", {}).items():
+            if place < len(out) and context.history[place] == row:
+                out[place] = feedback
         return out
+
+    def tell(self, context: UserContext, row: int, labels: np.ndarray) -> None:
+        """Takes note of what a user said of an item shown next in a context: labels float [T], 1 yes, 0 no, NaN
+        unknown. Nothing for a stranger, whose history is nobody's."""
+        user = context.user or ""
+        if user in self.numbers:
+            said = np.nan_to_num(2 * np.asarray(labels, np.float64) - 1).tolist()
+            self.later.setdefault(user, {})[len(context.history)] = (int(row), said)
 
     def batch(self, contexts: list[UserContext], items: np.ndarray, n: int) -> Batch:
         """The requests as tensors. items: int [B, C], -1 as padding. Raises GenrecError for rows that are none."""
@@ -87,21 +99,26 @@ class Profile:
         }  # fmt: skip
         with io.atomic(folder / "profile.safetensors") as temporary:
             save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, temporary)
+        later = {u: [[p, row, said] for p, (row, said) in x.items()] for u, x in self.later.items()}
         about = {"items": self.items, "titles": self.titles, "users": self.users, "names": list(self.names)}
-        io.write_json(folder / "profile.json", about)
+        io.write_json(folder / "profile.json", about | {"later": later})
 
     @classmethod
     def load(cls, folder: Path) -> Profile:
         """Raises GenrecError where a file is missing or damaged."""
-        shape = {"items": list, "titles": list, "users": list, "names": list}
+        shape = {"items": list, "titles": list, "users": list, "names": list, "later": dict}
         about = io.check_shape(folder / "profile.json", io.read_json(folder / "profile.json"), shape)
         a = read_arrays(folder / "profile.safetensors")
         try:
             rates = Rates(a["prior"], a["item_yes"], a["item_known"])
             names = tuple(about["names"])
+            later = {u: {int(p): (int(row), list(said)) for p, row, said in x} for u, x in about["later"].items()}
             return cls(
-                about["items"], about["titles"], about["users"], a["offsets"], a["rows"], a["feedback"], names, rates
-            )
+                about["items"], about["titles"], about["users"], a["offsets"], a["rows"], a["feedback"], names, rates,
+                later,
+            )  # fmt: skip
+        except (ValueError, TypeError, AttributeError):
+            raise GenrecError(f"{folder / 'profile.json'} is damaged; fit the tool again") from None
         except KeyError as error:
             raise GenrecError(
                 f"{folder / 'profile.safetensors'} is damaged: {error} is missing; fit the tool again"

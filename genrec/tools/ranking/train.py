@@ -1,4 +1,4 @@
-"""Training and measuring rankers on one stream: every event is scored before it can be read as history.
+"""Training and measuring rankers on streams of users: every event is scored before it can be read as history.
 
 A ranker with a memory (MARM) reads cached states, is trained, and writes the states it scored with, for every real
 exposure, in training, validation and test alike. One pass over the stream is the papers' regime; with several, a pass
@@ -45,11 +45,10 @@ class Memory(Protocol):
 class TrainConfig:
     """How a ranker is trained. The defaults are ours, and not tuned yet."""
 
-    epochs: int = field(default=3, metadata={"help": "passes over the stream (1: a single pass, as MARM is trained)"})
-    batch: int = field(default=256, metadata={"help": "exposures per step"})
+    epochs: int = field(default=12, metadata={"help": "most passes over the stream (1: a single one, as in MARM)"})
+    batch: int = field(default=128, metadata={"help": "exposures per step"})
     learning_rate: float = field(default=2e-3, metadata={"help": "of Adam"})
     weight_decay: float = field(default=1e-5, metadata={"help": "of Adam"})
-    horizon: int = field(default=0, metadata={"help": "events that may be out of time over all users (0: any)"})
     patience: int = field(default=2, metadata={"help": "passes without a better validation GAUC before the end"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
 
@@ -57,8 +56,8 @@ class TrainConfig:
         for name in ("epochs", "batch", "patience"):
             if getattr(self, name) < 1:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.horizon < 0 or self.seed < 0:
-            raise GenrecError(f"horizon is {self.horizon} and seed {self.seed}; they must be at least 0")
+        if self.seed < 0:
+            raise GenrecError(f"seed is {self.seed}; it must be at least 0")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise GenrecError(f"learning_rate {self.learning_rate} or weight_decay {self.weight_decay} is out of range")
 
@@ -87,7 +86,7 @@ def train(
         if memory is not None:
             memory.clear()
         model.train()
-        for at in stream(task, positions, config.batch, config.horizon):
+        for at in stream(task, positions, config.batch, config.seed + epoch):
             batch = task.batch(at, model.config.n)
             logits, states = model(batch, *(memory.read(batch) if memory else (None, None)))
             _step(optimizer, bce(logits, batch.labels))
@@ -116,7 +115,7 @@ def predict(
     """Logits [len(positions), T] of exposures, in the order given; they are written back to the memory."""
     model.eval()
     out = np.zeros((task.samples.sequences.events, task.tasks), np.float32)
-    for at in stream(task, positions, config.batch, config.horizon):
+    for at in stream(task, positions, config.batch):
         batch = task.batch(at, model.config.n)
         logits, states = model(batch, *(memory.read(batch) if memory else (None, None)))
         out[at] = logits[:, 0].numpy()
@@ -126,16 +125,17 @@ def predict(
 
 
 def train_sequences(
-    model: RankerModel, task: Task, config: TrainConfig, report: Report = lambda _: None, tokens: int = 2048
+    model: RankerModel, task: Task, config: TrainConfig, report: Report = lambda _: None
 ) -> list[float]:
-    """Trains the full causal transformer: whole sequences with gradients through all layers, `tokens` events a step."""
+    """Trains the full causal transformer: whole sequences with gradients through all layers, about config.batch events
+    a step (one user, where that one has more)."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     optimizer = _optimizer(model, config)
     kept = _Best()
     for epoch in range(config.epochs):
         model.train()
-        for at in sequence_batches(task, TRAIN, tokens, rng):
+        for at in sequence_batches(task, TRAIN, config.batch, rng):
             logits, _ = model.sequences(*sequence_inputs(task, at))
             labels = np.where((at >= 0)[..., None], task.samples.labels[at], np.nan)
             _step(optimizer, bce(logits, torch.from_numpy(labels)))
@@ -168,7 +168,8 @@ def true_states(model: RankerModel, task: Task, upto: int = TEST, tokens: int = 
     c = model.config
     out = np.zeros((task.samples.sequences.events, c.layers - 1, c.d), np.float32)
     for at in sequence_batches(task, upto, tokens, None):
-        _, states = model.sequences(*sequence_inputs(task, at))
+        _, item, _, feedback, known = sequence_inputs(task, at)
+        states = model.stack.states(model.item(item), feedback, known)
         out[at[at >= 0]] = states.numpy()[at >= 0]
     return out
 
@@ -194,7 +195,7 @@ def sequence_batches(task: Task, upto: int, tokens: int, rng: np.random.Generato
         yield np.where(steps < lengths[users][:, None], at, -1)
 
 
-def sequence_inputs(task: Task, at: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sequence_inputs(task: Task, at: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What RankerModel.sequences takes, of positions [B, T]."""
     s = task.samples.sequences
     item = np.where(at >= 0, s.items[at], task.items).astype(np.int64)
@@ -203,6 +204,7 @@ def sequence_inputs(task: Task, at: np.ndarray) -> tuple[Tensor, Tensor, Tensor,
         torch.from_numpy(item),
         torch.from_numpy(task.dense[at]),
         torch.from_numpy(task.feedback[at]),
+        torch.from_numpy(np.where(at >= 0, task.known[at] - s.offsets[s.user_of[at[:, :1]]], 0)),
     )
 
 

@@ -154,6 +154,14 @@ class AnchorStore:
         return end
 
 
+def stored_anchors(path: Path) -> dict[str, Anchor]:
+    """A store that is meant to be there. Raises GenrecError where it is missing or empty."""
+    found = AnchorStore(path).all()
+    if not found:
+        raise GenrecError(f"{path} holds no anchors; write them with `genrec rank sarm anchors`")
+    return found
+
+
 def anchors_for(catalog: Catalog, stored: Mapping[str, Anchor] | None = None) -> list[Anchor]:
     """One anchor per row: the stored one, else the template's."""
     stored = stored or {}

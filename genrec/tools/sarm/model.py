@@ -7,8 +7,9 @@
 
 y = MMoE([h_CLS, h_TAR, h_UIN, h_rank]); h_UIN = mean(Transformer(h_CLS of the last m items)), from the bank, without
 gradient; L = L_rec + lambda L_aux, L_aux the main task's BCE of MLP([h_CLS, h_TAR]). From the notes: these. Ours:
-lambda 0.1, m, widths, the base's own history, feedback added to the user side as in the base, and identifiers hidden
-at random in training (`unknown`), which a new item needs.
+lambda 0.1, m, widths, the base's own history, feedback added to the user side as in the base, and items made unknown
+at random in training (`unknown`), which a new item needs: a hidden item has neither identifier nor rates, for the
+identity attention and the ranker alike, in all arms.
 
 The bank holds h_CLS and h_TAR of every item and is all that scoring reads: `score` has no way to the encoder.
 """
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from genrec.errors import GenrecError
 from genrec.tools.ranking.attention import Stack
 from genrec.tools.ranking.heads import MMoE
-from genrec.tools.ranking.task import Batch
+from genrec.tools.ranking.task import Batch, item_columns
 from genrec.tools.sarm.encoder import STREAMS, AnchorEncoder, Block, IdentityAttention
 
 SIDES = ("none", "tags", "sids", "text", "learned", "anchor")
@@ -34,7 +35,8 @@ LAYERS, HEADS = 4, 2  # of the anchor encoder, as in the paper; of the base's ta
 @dataclass(frozen=True)
 class SARMModelConfig:
     """users, items, tasks, dense: sizes of the data; side: see the module's text; width: of the side's features (tags,
-    text) or the codes of each level (sids); base_tokens, domain_tokens: vocabularies; stream: see encoder.py."""
+    text) or the codes of each level (sids); base_tokens, domain_tokens: vocabularies; stream: see encoder.py;
+    history: whether the base attends to the history."""
 
     users: int
     items: int
@@ -49,6 +51,7 @@ class SARMModelConfig:
     target: bool = True
     user_side: bool = True
     frozen: bool = False
+    history: bool = True
     d: int = 32
     n: int = 50
     m: int = 20
@@ -88,6 +91,7 @@ class SARMModel(nn.Module):
     """See the module's text. `encode` makes the bank's rows; `score` reads them."""
 
     features: Tensor
+    of_item: Tensor
 
     def __init__(self, config: SARMModelConfig, features: np.ndarray | None = None) -> None:
         """features: of the side, [items, width] float (tags, text) or [items, levels] int (sids)."""
@@ -97,8 +101,13 @@ class SARMModel(nn.Module):
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=0.05)
         self.drop = nn.Dropout(c.dropout)
-        self.stack = Stack(c.d, 1, HEADS, c.n, c.tasks)
-        width = 2 * c.d + c.dense + self.stack.out * c.d
+        known = torch.zeros(c.dense, dtype=torch.bool)
+        known[item_columns(c.tasks)] = True
+        self.register_buffer("of_item", known, persistent=False)
+        width = 2 * c.d + c.dense
+        if c.history:
+            self.stack = Stack(c.d, 1, HEADS, c.n, c.tasks)
+            width += self.stack.out * c.d
         if c.side in ("tags", "sids", "text"):
             shape = (c.items, c.levels if c.side == "sids" else c.width)
             kind = torch.int64 if c.side == "sids" else torch.float32
@@ -106,11 +115,11 @@ class SARMModel(nn.Module):
             if tuple(found.shape) != shape:
                 raise ValueError(f"features must be {shape}, not {tuple(found.shape)}")
             self.register_buffer("features", torch.cat([found, torch.zeros(1, shape[1], dtype=kind)]))
-            self.side: nn.Module = (
-                nn.ModuleList(nn.Embedding(c.width, c.d) for _ in range(c.levels))
-                if c.side == "sids"
-                else nn.Linear(c.width, c.d)
-            )
+            if c.side == "sids":
+                codes = [nn.Embedding(c.width, c.d) for _ in range(c.levels)]
+                for table in codes:
+                    nn.init.normal_(table.weight, std=0.05)  # as of the identifiers
+            self.side: nn.Module = nn.ModuleList(codes) if c.side == "sids" else nn.Linear(c.width, c.d)
             width += c.d
         if c.side in ("learned", "anchor"):
             width += c.d * (1 + c.target + c.user_side)
@@ -131,18 +140,34 @@ class SARMModel(nn.Module):
     def encode(self, base: Tensor, domain: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors int [K, T] of items with the table's rows ids [K] -> h_CLS, h_TAR [K, d] (zeros where there is no
         target attention), shares [K, 1 + T], values [K, 1 + T, d]. Away from the request."""
-        outputs, mask = self.encoder(base, domain)
+        return self.identify(*self.encoder(base, domain), ids)
+
+    def identify(self, outputs: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same, of the encoder's outputs."""
         tar, shares, values = self.identity(self.item(ids), outputs, mask)
         return outputs[:, 0], tar if self.config.target else torch.zeros_like(tar), shares, values
 
-    def score(self, batch: Batch, bank: Bank, cls: Tensor | None = None, tar: Tensor | None = None) -> Tensor:
-        """Logits [B, C, T]. cls, tar: [B, C, d] of the candidates in the place of the bank's, in training."""
-        ids = bank.ids[batch.item]
-        x = self.drop(self.item(self.hidden(ids)))
-        there = batch.events >= 0
-        history = self.drop(self.item(bank.ids[batch.history]))
-        found, _, _ = self.stack.targets(x, self.stack.memory(history, batch.feedback, None, None), there)
-        parts = [self.drop(self.user(batch.user))[:, None].expand_as(x), x, batch.dense, found]
+    def score(
+        self,
+        batch: Batch,
+        bank: Bank,
+        cls: Tensor | None = None,
+        tar: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, C, T]. In training, cls, tar: [B, C, d] of the candidates in the place of the bank's; hidden: bool
+        [items + 1], the items that are unknown in this step."""
+        ids, dense = bank.ids[batch.item], batch.dense
+        if hidden is not None:
+            gone = hidden[batch.item]
+            ids = torch.where(gone, self.config.items, ids)
+            dense = dense.masked_fill(gone[..., None] & self.of_item, 0)
+        x = self.drop(self.item(ids))
+        parts = [self.drop(self.user(batch.user))[:, None].expand_as(x), x, dense]
+        if self.config.history:
+            past = self.drop(self.item(bank.ids[batch.history]))
+            memory = self.stack.memory(past, batch.feedback, None, None)
+            parts.append(self.stack.targets(x, memory, batch.events >= 0)[0])
         return self.heads(torch.cat([*parts, *self.brings(batch, bank, ids, cls, tar)], -1))
 
     def brings(self, batch: Batch, bank: Bank, ids: Tensor, cls: Tensor | None, tar: Tensor | None) -> list[Tensor]:
@@ -179,11 +204,9 @@ class SARMModel(nn.Module):
         mean = (found * there[..., None]).sum(1) / there.sum(1).clamp(min=1)[:, None]
         return (self.user_norm(mean) * some)[:, None].expand_as(like)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Identifiers, some of them made unknown in training."""
-        if not self.training or not self.config.unknown:
-            return ids
-        return torch.where(torch.rand(ids.shape, device=ids.device) < self.config.unknown, self.config.items, ids)
+    def draw(self) -> Tensor:
+        """Which items a step of training hides, bool [items + 1]: once for each item, so all that reads it agrees."""
+        return torch.rand(self.config.items + 1) < self.config.unknown
 
     def auxiliary(self, cls: Tensor, tar: Tensor) -> Tensor:
         """The auxiliary head's logits [...] of the main task."""
@@ -208,8 +231,20 @@ def fill_bank(
     """Encodes these rows anew with the current weights."""
     training = model.training
     model.eval()
-    order = rows[np.argsort((base[rows] != 0).sum(1), kind="stable")]
-    for at in np.split(order, range(chunk, len(order), chunk)):
-        cls, tar, _, _ = model.encode(torch.from_numpy(base[at]), torch.from_numpy(domain[at]), bank.ids[at])
-        bank.cls[at], bank.tar[at] = cls, tar
+    if len(rows):
+        bank.cls[rows], bank.tar[rows] = encode_rows(model, base, domain, rows, bank.ids[rows], chunk)
     model.train(training)
+
+
+def encode_rows(
+    model: SARMModel, base: np.ndarray, domain: np.ndarray, rows: np.ndarray, ids: Tensor, chunk: int = 256
+) -> tuple[Tensor, Tensor]:
+    """h_CLS and h_TAR [K, d] of the items rows [K] with the table's rows ids [K]; texts of alike lengths together, to
+    spare padding."""
+    order = np.argsort((base[rows] != 0).sum(1), kind="stable")
+    parts = []
+    for at in np.split(order, range(chunk, len(order), chunk)):
+        found = model.encode(torch.from_numpy(base[rows[at]]), torch.from_numpy(domain[rows[at]]), ids[at])
+        parts.append(found[:2])
+    back = torch.from_numpy(np.argsort(order))
+    return torch.cat([cls for cls, _ in parts])[back], torch.cat([tar for _, tar in parts])[back]

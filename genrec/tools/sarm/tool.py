@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from genrec import io
 from genrec.contracts import UserContext
 from genrec.errors import GenrecError
+from genrec.tokenizer.embeddings import PACKAGED
 from genrec.tools.base import short_title
 from genrec.tools.ranking.reward import ranking_reward
 from genrec.tools.ranking.task import Rates, Task
@@ -28,6 +29,7 @@ from genrec.tools.sarm.anchors import Anchor
 from genrec.tools.sarm.model import Bank, SARMModel, SARMModelConfig, fill_bank, make_bank
 from genrec.tools.sarm.tokens import Tokens, TokenStreams
 from genrec.tools.sarm.train import SARMTraining, train
+from genrec.tools.sarm.warm import warm_start
 
 WORDS = 8
 STOP = frozenset(("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the", "to"))
@@ -95,20 +97,13 @@ class SARM:
         streams = TokenStreams.fit(texts, config.tokenizer, config.vocabulary, config.least, config.longest)
         base, domain = streams.sizes
         torch.manual_seed(training.seed)
-        model = SARMModel(
-            SARMModelConfig(
-                task.users,
-                task.items,
-                task.tasks,
-                task.width,
-                base_tokens=base,
-                domain_tokens=domain,
-                stream=config.stream,
-                d=config.d,
-                n=config.events,
-                m=config.recent,
-            )
-        )
+        sizes = SARMModelConfig(
+            task.users, task.items, task.tasks, task.width, base_tokens=base, domain_tokens=domain,
+            stream=config.stream, d=config.d, n=config.events, m=config.recent,
+        )  # fmt: skip
+        model = SARMModel(sizes)
+        if config.tokenizer == PACKAGED:
+            warm_start(model.encoder, streams)
         tokens = streams.encode(texts)
         trained = train(model, task, tokens, training, report=report)
         words = attended(model, trained.bank, tokens, np.arange(task.items))

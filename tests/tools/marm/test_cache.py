@@ -70,6 +70,14 @@ def test_the_user_unseen_for_longest_makes_room(cache: StateCache) -> None:
     assert cache.entries == 4
 
 
+def test_more_users_at_once_than_rows_leave_nobodys_state_with_another(cache: StateCache) -> None:
+    keys = np.array([1, 2, 3, 4])
+    cache.write(keys, np.array([0, 1, 2, 3]), np.full(4, 7), np.concatenate([states(float(k)) for k in keys]))
+    assert cache.entries == 3
+    for key in keys.tolist():
+        assert all(value in (None, float(key)) for value in get(cache, key, 0, 1, 2, 3))
+
+
 def test_two_states_for_one_slot_leave_the_later(cache: StateCache) -> None:
     cache.write(
         np.array([1, 1, 2]), np.array([0, 4, 0]), np.array([7, 7, 7]), np.concatenate([states(v) for v in (1, 2, 3)])

@@ -50,11 +50,24 @@ def randomised(task: Task, **sizes: int) -> torch.nn.Module:
 def test_frozen_weights_and_a_full_cache_are_the_causal_transformer(task: Task, dtype: str, bound: float) -> None:
     model = randomised(task, layers=4, n=6, d=8)
     memory = CachedStates(StateCache(cache_for(model.config, task.users, dtype=dtype)), task.samples.sequences.users)
-    everything = np.arange(task.samples.sequences.events)
+    s = task.samples.sequences
+    times = s.times.copy()
+    times[5:9], times[50:52] = times[5], times[50]  # events of one moment do not read each other
+    task = Task(replace(task.samples, sequences=replace(s, times=times)), task.part)
+    everything = np.arange(s.events)
     streamed = predict(model, task, everything, TrainConfig(batch=5), memory)
     exact = predict_sequences(model, task)
     assert np.abs(streamed - exact).max() < bound
     assert dtype == "float32" or np.abs(streamed - exact).max() > 1e-6
+
+
+def test_states_hold_no_noise_of_the_training(task: Task) -> None:
+    """What is cached while training is what a request would compute with the same weights."""
+    model = make_ranker(task, "attention", 0, layers=3, n=6, d=8, dropout=0.5, unknown=0.5)
+    batch = task.batch(np.array([15, 35]), 6)
+    noisy, states = model.train()(batch)
+    exact, served = model.eval()(batch)
+    assert torch.equal(states, served) and not torch.allclose(noisy, exact)
 
 
 class Spy(CachedStates):
@@ -110,6 +123,26 @@ def test_scoring_writes_nothing_and_observing_does(fitted: MARM, task: Task) -> 
     fitted.memory.restore(before)
     with pytest.raises(GenrecError, match="twice"):
         fitted.observe([context, context], np.array([1, 2]))
+
+
+def test_what_was_said_of_an_observed_event_is_read_later(task: Task, tmp_path: Path) -> None:
+    tool = MARM.fit(task, SMALL, TrainConfig(epochs=1, batch=16))
+    context = task.samples.sequences.context(0)
+    grown = replace(context, history=(*context.history, 1))
+    with pytest.raises(GenrecError, match="labels must be"):
+        tool.observe([context], np.array([1]), np.array([1.0]))
+    tool.observe([context], np.array([1]))
+    assert not tool.profile.said(grown)[-1].any()  # not known
+    silent = tool.score([grown], np.array([[0]]))
+    tool.observe([context], np.array([1]), np.array([[1.0]]))
+    assert tool.profile.said(grown)[-1].tolist() == [1.0]
+    assert not tool.profile.said(replace(grown, history=(*context.history, 2)))[-1].any()
+    heard = tool.score([grown], np.array([[0]]))
+    assert not np.array_equal(heard, silent)
+    tool.save(tmp_path)
+    assert np.array_equal(MARM.load(tmp_path).score([grown], np.array([[0]])), heard)
+    tool.observe([UserContext(user="nobody")], np.array([1]), np.array([[0.0]]))
+    assert "nobody" not in tool.profile.later
 
 
 def test_candidates_do_not_see_each_other(fitted: MARM, task: Task) -> None:
@@ -227,6 +260,6 @@ def test_depth_is_learnable_where_it_is_planted() -> None:
     found = {}
     for layers in (1, 2):
         model = make_ranker(task, "attention", 0, layers=layers, n=12, d=16, dropout=0.0, unknown=0.0)
-        train_sequences(model, task, TrainConfig(epochs=14, learning_rate=1e-2, patience=14), tokens=400)
+        train_sequences(model, task, TrainConfig(epochs=14, batch=400, learning_rate=1e-2, patience=14))
         found[layers] = auc(task.samples.labels[at, 0], predict_sequences(model, task)[at, 0])
     assert found[2] > found[1] + 0.05 and task.part[at].min() > TRAIN

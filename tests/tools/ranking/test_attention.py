@@ -31,10 +31,12 @@ def test_targets_with_exact_states_are_the_causal_transformer(top: int) -> None:
     """Position t of the sequence, for every t, against the states of the n positions before it."""
     made = stack(top=top)
     x, feedback = torch.randn(2, 9, 8), torch.randn(2, 9, 2)
-    whole, states = made.sequence(x, feedback)
+    known = torch.tensor([[0, 1, 2, 2, 2, 5, 6, 7, 8], list(range(9))])  # of the first, 2 to 4 are of one moment
+    whole, states = made.sequence(x, feedback, known)
+    assert torch.equal(made.states(x, feedback, known), states)
     for t in range(9):
         at = torch.arange(t - 4, t)
-        there = (at >= 0).expand(2, -1)
+        there = (at >= 0) & (at < known[:, t, None])
         at = at.clamp(min=0)
         memory = made.memory(x[:, at], feedback[:, at], states[:, at], there)
         found, fresh, _ = made.targets(x[:, t : t + 1], memory, there)
@@ -79,7 +81,7 @@ def test_the_search_of_each_layer_is_exact_attention_over_its_best() -> None:
     there = torch.ones(1, 4, dtype=torch.bool)
     keys, _ = made.layers[0].keys_values(made.memory(level0, feedback, None, None)[0])
     distance = torch.arange(4, 0, -1)
-    logits = made.layers[0].logits(x, keys, made.layers[0].bias(distance)[None, :, None])
+    logits = made.layers[0].logits(x, keys, made.layers[0].bias(distance_buckets(distance))[None, :, None])
     best = logits.mean(1)[0, 0, 1:].topk(2).indices
     mask = torch.zeros(1, 4, dtype=torch.bool)
     mask[0, best] = True

