@@ -27,18 +27,18 @@ class AlignConfig:
         default=2.0, metadata={"help": "tau+ of the gates of sa-gcpo and sapo: the larger, the narrower"}
     )
     temperature_negative: float = field(default=1.0, metadata={"help": "tau- of the same, where the advantage is <= 0"})
-    steps: int = field(default=240, metadata={"help": "optimiser steps, at most"})
+    steps: int = field(default=400, metadata={"help": "optimiser steps, at most"})
     updates: int = field(default=4, metadata={"help": "optimiser steps on each batch of rollouts"})
     requests: int = field(default=48, metadata={"help": "requests in a batch of rollouts"})
     group: int = field(default=16, metadata={"help": "completions of each request"})
     rollouts: str = field(
         default="sampled", metadata={"help": "drawn without replacement, or the best by beam", "choices": ROLLOUTS}
     )
-    learning_rate: float = field(default=5e-5, metadata={"help": "peak learning rate"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate; it falls to 0 as a cosine"})
     anchor: float = field(default=0.5, metadata={"help": "weight of the next-token loss on what users really chose"})
     anchor_positions: int = field(default=512, metadata={"help": "training positions of it in each step"})
-    average: float = field(default=0.97, metadata={"help": "decay of the weights' moving average, which is the result"})
-    evaluate_steps: int = field(default=24, metadata={"help": "optimiser steps between validations"})
+    average: float = field(default=0.99, metadata={"help": "decay of the weights' moving average, which is the result"})
+    evaluate_steps: int = field(default=40, metadata={"help": "optimiser steps between validations"})
     patience: int = field(default=4, metadata={"help": "stop after so many validations without a new best (0: never)"})
     weights: str = field(default="", metadata={"help": "reward weights: a file like genrec/alignment/scenarios.toml"})
     seed: int = field(default=0, metadata={"help": "of everything random"})

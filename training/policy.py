@@ -19,6 +19,7 @@ started again ends with the same weights.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ from training.state import State
 
 RATIOS = (0.0, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)  # lower edges of the histogram of ratios
 GATES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99)  # of how far the gates are open
-WARMUP, CLIP, WEIGHT_DECAY = 10, 1.0, 0.01
+WARMUP, CLIP, WEIGHT_DECAY = 20, 1.0, 0.01
 WATCHED = 16  # requests of a batch that the probe looks at
 Evaluate = Callable[[GeneratorModel], dict[str, float]]  # what is measured on validation; "ndcg" is what decides
 
@@ -199,7 +200,7 @@ class Aligner(State):
         """One optimiser step on a batch of rollouts; old: log pi_old [B, G, L], None in the first step, which makes it.
         Returns it, and what is to be said of the step."""
         config, mask = self.config, (rollout.items >= 0).unsqueeze(-1)
-        rate = config.learning_rate * min(1.0, (self.step + 1) / WARMUP)
+        rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(config.seed * 1_000_003 + self.step)
@@ -318,6 +319,12 @@ class Aligner(State):
             "entropy": seen.entropy,
             "legality": seen.legality,
         }
+
+
+def learning_rate(config: AlignConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to 0 at the last step."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
+    return config.learning_rate * min(1.0, (step + 1) / WARMUP) * cosine
 
 
 def loss_function(config: AlignConfig) -> Loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from genrec.generator.model import GeneratorModel
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from training.align import verdict
 from training.align_config import LOSSES, AlignConfig
-from training.policy import Aligner, Positions, advantages_of, histogram, loss_function
+from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function
 
 ITEMS, DIMENSIONS = 24, 8
 
@@ -236,6 +237,14 @@ def test_temperatures_go_to_the_gated_losses_alone() -> None:
         one, two = (loss_function(settings(loss=loss, temperature_positive=t))(new, old, *rest) for t in (1.0, 3.0))
         assert one != two
     assert loss_function(settings(loss="grpo", temperature_positive=9.0))(new, old, *rest).item() == pytest.approx(-1.2)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
+    config = settings(steps=400, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(401)]
+    assert rates[0] == pytest.approx(0.05) and max(rates) > 0.99
+    assert rates[200] == pytest.approx(0.5) and rates[400] == pytest.approx(0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
 def test_histograms_are_shares_and_open_above() -> None:
