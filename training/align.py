@@ -156,6 +156,12 @@ class Align(Fit):
         """The tools' weights in a scenario, as the source's fit chose them."""
         return self.source.fusion(scenario)["floors"]
 
+    def price_of(self, scenario: str) -> float:
+        """What a nat of drift from the start costs in the ranker's scores: as the fused list weighs them."""
+        from genrec.alignment.rewards import price_of_drift
+
+        return price_of_drift(self.source.fusion(scenario)["fused"])
+
     def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
         """As in the source: tools and validation requests are the same."""
         return self.fusion_of(scenario)
@@ -206,6 +212,7 @@ class Align(Fit):
             ScenarioWeights.load(self.settings.weights),
             self.settings,
             queries(self.dataset.catalog),
+            self.price_of,
         )
         run.run(self.work / "generator", evaluate, say)
         model.to("cpu").save_pretrained(self.folder / "generator")  # type: ignore[arg-type]

@@ -8,6 +8,11 @@ OxygenREC (2512.22386) gives the loss, its floor and the reward's parts. Ours, w
   that its item qualifies for. Completions are drawn without replacement: a group without doubles.
 - The policy has no dropout, in rollouts and in losses alike; the anchor (next-token loss on the users' own choices) has
   it.
+- The ranker's reward is its score less beta (log pi_old - log pi0), pi0 being the start model (`ranking` anchored; see
+  genrec.alignment.rewards). Advantages are not divided by their group's deviation then: where the policy is at the
+  optimum all rewards of a group are equal, and a division would blow up the rest.
+- The last completions of a beam make room for the target and the ranker's best (`injected`). At that optimum the
+  gradient is 0 whatever was completed, so completions need not be drawn from pi.
 - The result is an average of the weights. The untouched model is the first candidate; the average that ranks validation
   best is kept, and after `patience` validations without a new best the run ends: alignment never ends below its start
   on validation. A step whose gradient is not finite is left out and logged.
@@ -18,6 +23,7 @@ started again ends with the same weights.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -35,13 +41,13 @@ from genrec.alignment.advantages import group_advantages, suppressed
 from genrec.alignment.judges import Bench
 from genrec.alignment.losses import LOSSES, Loss, gate_weight
 from genrec.alignment.policy import log_probabilities, probe
-from genrec.alignment.rewards import Rewards, ScenarioWeights, judge
+from genrec.alignment.rewards import RANKING, Rewards, ScenarioWeights, inject, judge
 from genrec.candidates import allowed_items
 from genrec.contracts import HOME, UserContext
 from genrec.errors import GenrecError
 from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.model import GeneratorModel, History, Request
-from genrec.generator.search import beam_search, make_history, make_request
+from genrec.generator.search import beam_search, make_history, make_request, score_items
 from genrec.io import read_json, write_json, write_text
 from training.align_config import FLOORED, AlignConfig
 from training.generator import loss_of
@@ -98,7 +104,8 @@ class Positions:
 @dataclass(frozen=True)
 class Rollout:
     """A batch of rollouts: history, request [B, 1]; items: int64 [B, G], -1 where there is none; advantages: float
-    [B, G], after the floor; rewards as they were given; zeroed: bool [B, G], what the floor took."""
+    [B, G], after the floor; rewards as they were given, without the cost of drift; zeroed: bool [B, G], what the floor
+    took; drift: float [B, G], log pi_old - log pi0 in nats, zeros where it costs nothing."""
 
     history: History
     request: Request
@@ -107,12 +114,13 @@ class Rollout:
     advantages: Tensor
     rewards: Rewards
     zeroed: Tensor
+    drift: np.ndarray
     seconds: dict[str, float]
 
 
 class Aligner(State):
     """One alignment: the model, what judges it, and where it stands. texts: for each item the text of its query ("" for
-    none), which the tools read."""
+    none), which the tools read; price: scenario -> beta, where the config leaves it open."""
 
     def __init__(
         self,
@@ -122,6 +130,7 @@ class Aligner(State):
         weights: ScenarioWeights,
         config: AlignConfig,
         texts: list[str] | None = None,
+        price: Callable[[str], float] = lambda _: 1.0,
     ) -> None:
         from accelerate import Accelerator
 
@@ -131,7 +140,8 @@ class Aligner(State):
         model.to(self.accelerator.device)
         super().__init__(model, config.learning_rate, WEIGHT_DECAY)
         self.positions, self.bench, self.weights, self.config = positions, bench, weights, config
-        self.texts = texts
+        self.texts, self.price = texts, price
+        self.start = copy.deepcopy(model).requires_grad_(False).eval() if config.ranking == "anchored" else None
         self.loss = loss_function(config)
         self.meta = {"stale": "0", "done": ""}
         self._epoch: tuple[int, list[np.ndarray]] = (0, self._windows(0))
@@ -172,16 +182,35 @@ class Aligner(State):
             beam = beam_search(
                 self.model, history, request, config.group, torch.from_numpy(allowed).to(self.device), noise
             )
-        items = beam.items.cpu()
+        items: np.ndarray = beam.items.cpu().numpy()
         seconds = {"rollout": time.perf_counter() - clock}
         clock = time.perf_counter()
         fold = self.positions.fold[self.positions.data.train.user_of[events]]
-        given = judge(items.numpy(), self.bench.context(contexts, wanted, fold, allowed, queries), self.weights)
-        advantages, zeroed = advantages_of(given, items.numpy(), config)
+        context = self.bench.context(contexts, wanted, fold, allowed, queries)
+        if config.rollouts == "beam":
+            items = inject(items, context, config.injected)
+        given = charged = judge(items, context, self.weights, scored=self.start is not None)
+        if config.shuffled:
+            given = charged = given.shuffled(items >= 0, rng)
+        drift: np.ndarray = np.zeros((len(items), items.shape[1] + 1))
+        if self.start is not None:
+            drift = self.drift(history, request, np.concatenate([items, wanted[:, None]], 1))
+            price = np.array([[config.beta or self.price(c.scenario)] for c in contexts])
+            charged = given.less(self.weights.of([c.scenario for c in contexts], RANKING) * price * drift)
+        advantages, zeroed = advantages_of(charged, items, config)
         seconds["reward"] = time.perf_counter() - clock
+        to = self.device
+        completions = torch.from_numpy(items).to(to)
         return Rollout(
-            history, request, contexts, beam.items, advantages.to(self.device), given, zeroed.to(self.device), seconds
+            history, request, contexts, completions, advantages.to(to), given, zeroed.to(to), drift[:, :-1], seconds
         )
+
+    def drift(self, history: History, request: Request, items: np.ndarray) -> np.ndarray:
+        """log pi - log pi0 of items, rows [B, M]: float64, 0 where there is none."""
+        rows, models = torch.from_numpy(items).to(self.device), (self.model, self.start)
+        with self.accelerator.autocast():
+            now, then = (score_items(m, history, request, rows).double() for m in models if m is not None)
+        return torch.where(rows >= 0, now - then, 0.0).cpu().numpy()
 
     # -- updates ------------------------------------------------------------------------------------
 
@@ -215,7 +244,7 @@ class Aligner(State):
                 self.model.train()
                 anchor = loss_of(self.model, self.anchor_batch(), 0.2)[0]
         self.optimizer.zero_grad()
-        whole = policy + config.anchor * anchor
+        whole = config.policy * policy + config.anchor * anchor
         said = {"policy_loss": float(policy.detach()), "anchor_loss": float(anchor.detach()), "learning_rate": rate}
         self.accelerator.backward(whole)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP))
@@ -309,6 +338,7 @@ class Aligner(State):
             "reward": mean(given.total, there),
             "reward_by_part": {name: mean(part, there) for name, part in given.parts.items()},
             "reward_by_scenario": rewards,
+            "drift": mean(rollout.drift, there),
             "completions": int(there.sum()),
             "hits": int(given.hits.sum()),
             "floor": float(np.nanmean(given.floor)) if np.isfinite(given.floor).any() else None,
@@ -338,7 +368,7 @@ def loss_function(config: AlignConfig) -> Loss:
 def advantages_of(given: Rewards, items: np.ndarray, config: AlignConfig) -> tuple[Tensor, Tensor]:
     """Advantages [B, G] after the floor, where there is one, and what it took, bool [B, G]."""
     total = torch.from_numpy(np.where(items >= 0, given.total, np.nan))
-    advantages = group_advantages(total)
+    advantages = group_advantages(total, divide=config.ranking == "place")
     if config.loss != FLOORED or not config.floor:
         return advantages, torch.zeros_like(advantages, dtype=torch.bool)
     own, floor, hits = (torch.from_numpy(x) for x in (given.own, given.floor, given.hits))

@@ -15,6 +15,7 @@ def test_advantages_are_the_standardised_rewards_of_a_group() -> None:
     found = group_advantages(rewards)
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     assert torch.allclose(found, expected)
+    assert torch.allclose(group_advantages(rewards, divide=False), rewards - rewards.mean(1, keepdim=True))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrec.alignment.rewards import PARTS, RewardContext, ScenarioWeights, judge
+from genrec.alignment.rewards import (
+    LEAST_PRICE,
+    PARTS,
+    RewardContext,
+    ScenarioWeights,
+    inject,
+    judge,
+    price_of_drift,
+    score,
+)
 from genrec.data.scenarios import SCENARIOS
 from genrec.errors import GenrecError
 from genrec.tokenizer.trie import Trie
@@ -92,6 +101,54 @@ def test_the_reward_is_the_weighted_sum_and_the_floor_is_the_targets_own() -> No
     assert set(found.parts) == {"hit", "ranking", "diversity"}
     assert found.hits.tolist() == [[True, False, False, False, False]] * 2
     assert (found.own[found.hits] == found.floor).all()  # to the last bit: a hit is never below its own floor
+
+
+def test_the_ranker_can_speak_by_its_score_and_drift_costs() -> None:
+    weights = ScenarioWeights({"home": {"hit": 0.5, "ranking": 0.5}}, {"home": 1.0})
+    found = judge(GROUP, context(), weights, scored=True)
+    assert found.parts["ranking"].tolist() == [[3, 2, 1, 9, 0], [1, 5, 0, 9, 0]] == score(GROUP, context()).tolist()
+    assert found.floor.tolist() == [2.0, 1.0]
+    costs = np.tile([0.5, 0, 0, 0, 0, 1.5], (2, 1))
+    less = found.less(costs)
+    assert (found.total - less.total).tolist() == [[0.5, 0, 0, 0, 0]] * 2 == (found.own - less.own).tolist()
+    assert less.floor.tolist() == [0.5, -0.5]
+
+
+def test_shuffled_rewards_are_those_of_the_same_group() -> None:
+    found = judge(GROUP, context(), ScenarioWeights({"home": {"ranking": 1.0}}, {"home": 1.0}))
+    there = GROUP >= 0
+    other = found.shuffled(there, np.random.default_rng(0))
+    assert (np.sort(other.total, 1) == np.sort(found.total, 1)).all() and (other.total != found.total).any()
+    assert (other.total[~there] == found.total[~there]).all() and (other.floor == found.floor).all()
+
+
+@pytest.mark.parametrize(
+    ("fused", "price"),
+    [({"ease": 0.2, "markov": 0.2, "generator": 0.6}, 1.5), ({"ease": 1.0, "generator": 0.0}, LEAST_PRICE),
+     ({"ease": 1.0}, LEAST_PRICE), ({"generator": 1.0}, 1.0), ({"ease": 0.0, "generator": 1.0}, 1.0)],
+)  # fmt: skip
+def test_the_price_of_drift_is_the_generators_weight_over_the_tools(fused: dict[str, float], price: float) -> None:
+    assert price_of_drift(fused) == pytest.approx(price)
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ([[1, 2, -1, -1], [0, 1, 2, -1]], [[1, 0, 2, -1], [0, 3, 2, 1]]),  # the target, then the ranker's best
+        ([[0, 1, 2, 3], [3, 2, 1, 0]], [[0, 1, 2, 3], [3, 2, 1, 0]]),  # there already: nothing is there twice
+        ([[-1] * 4, [-1] * 4], [[0, 1, -1, -1], [3, 2, -1, -1]]),
+    ],
+)  # fmt: skip
+def test_injected_completions_are_the_target_and_the_rankers_best(group: list, expected: list) -> None:
+    """The ranker's first is item 0 for the first and item 2 for the second request; item 4 is not legal."""
+    assert inject(np.array(group), context(), 3).tolist() == expected
+    assert inject(np.array(group), context(), 0).tolist() == group
+    with pytest.raises(ValueError, match="at least one must stay"):
+        inject(np.array(group), context(), 4)
+
+
+def test_an_illegal_target_is_not_injected() -> None:
+    assert inject(np.array([[1, 2], [1, 0]]), context(targets=np.array([4, -1])), 1).tolist() == [[1, 2], [1, 0]]
 
 
 def test_an_illegal_target_has_no_floor() -> None:

@@ -13,12 +13,15 @@ import torch
 
 from genrec.alignment.judges import Bench, Judge
 from genrec.alignment.rewards import Rewards, ScenarioWeights
+from genrec.candidates import allowed_items
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.generator.batches import ScenarioTask, TrainingData
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
+from genrec.generator.search import make_history, make_request, score_items
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
+from genrec.tools.fusion import standardise
 from training.align import verdict
 from training.align_config import LOSSES, AlignConfig
 from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function
@@ -60,6 +63,19 @@ def world() -> tuple[GeneratorModel, Positions, Bench]:
     return model, Positions(data, fold, x), bench
 
 
+class Ranker:
+    """A tool that ranks the same for everyone: the higher the row, the better."""
+
+    def score_all(self, contexts: list) -> np.ndarray:
+        return np.tile(np.arange(ITEMS, dtype=np.float32), (len(contexts), 1))
+
+
+def ranked(bench: Bench) -> Bench:
+    judges = tuple(replace(j, tools={"ranker": Ranker()}) for j in bench.judges)  # type: ignore[dict-item]
+    return replace(bench, judges=judges, fusion=lambda _: {"ranker": 1.0})
+
+
+RANKING = ScenarioWeights({"home": {"ranking": 1.0}}, {"home": 1.0})
 TAIL = ScenarioWeights(
     {n: {"format": 0.1, "tail": 0.9} for n in ("home", "item", "search", "discovery")}, {"home": 1.0}
 )
@@ -95,6 +111,60 @@ def test_every_loss_earns_more_of_what_is_rewarded(loss: str, tmp_path: Path) ->
     first, last = (np.mean([line["reward"] for line in part]) for part in (said[1:4], said[-3:]))
     assert last > first + 0.05
     assert all(not line["skipped"] for line in said[1:])
+
+
+@pytest.mark.parametrize("rollouts", ["sampled", "beam"])
+def test_the_anchored_ranking_leads_to_the_start_times_the_rankers_exponential(rollouts: str, tmp_path: Path) -> None:
+    """pi0 exp(s / beta), among what may be recommended: the order of the fused list."""
+    model, positions, bench = world()
+    config = settings(steps=150, anchor=0.0, evaluate_steps=150, rollouts=rollouts, group=12, beta=2.0, average=0.5,
+                      injected=4, floor=False)  # fmt: skip
+    run = Aligner(model, positions, ranked(bench), RANKING, config)
+    assert run.start is not None
+    contexts, _ = positions.draw(30, {"home": 1.0}, np.random.default_rng(5))
+    history, request = make_history(contexts, 6), make_request(model, contexts)
+    every = torch.arange(ITEMS).expand(30, -1)
+    allowed = torch.from_numpy(allowed_items(contexts, ITEMS))
+
+    def log_p(scores: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(~allowed, -1e9).log_softmax(-1)
+
+    s = torch.from_numpy(standardise(Ranker().score_all(contexts)))
+    start = log_p(score_items(run.start, history, request, every))
+    aim = log_p(start + s / 2.0)
+    run.run(tmp_path, constant, lambda _: None)
+    run.use(run.average)
+    end = log_p(score_items(run.model, history, request, every))
+    far, near = ((aim.exp() * (aim - x)).sum(1).mean() for x in (start, end))
+    assert near < 0.35 * far
+    assert log(tmp_path)[-1]["drift"] > 0
+
+
+def test_a_beams_last_completions_are_the_target_and_the_rankers_best() -> None:
+    model, positions, bench = world()
+    run = Aligner(model, positions, ranked(bench), RANKING, settings(rollouts="beam", group=8, injected=4))
+    rollout = run.roll_out()
+    wanted = rollout.rewards.hits.sum(1)
+    allowed = allowed_items(rollout.contexts, ITEMS)
+    floors = np.isfinite(rollout.rewards.floor)
+    assert (wanted[floors] == 1).all() and floors.any()
+    for items, may in zip(rollout.items.tolist(), allowed, strict=True):
+        assert len(set(items)) == 8 and may[items].all()
+        assert set(np.flatnonzero(may)[-3:].tolist()) <= set(items)
+    _, said = run.update(rollout, None)  # pi_old is taken of what was injected too
+    assert said["ratio_mean"] == 1.0 and not said["skipped"]
+
+
+def test_shuffled_rewards_and_no_policy_loss_are_controls() -> None:
+    one, two = (aligner(settings(shuffled=x), ScenarioWeights.load()).roll_out() for x in (False, True))
+    assert torch.equal(one.items, two.items)
+    assert (np.sort(one.rewards.total, 1) == np.sort(two.rewards.total, 1)).all()
+    assert (one.rewards.total != two.rewards.total).any()
+    run = aligner(settings(policy=0.0, anchor=0.0))
+    before = [p.detach().clone() for p in run.parameters]
+    _, said = run.update(run.roll_out(), None)
+    assert said["gradient_norm"] == 0
+    assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(before, run.parameters, strict=True))  # weight decay
 
 
 def test_the_untouched_model_comes_back_where_nothing_is_better(tmp_path: Path) -> None:
@@ -226,6 +296,9 @@ def test_missing_and_equal_rewards_say_nothing() -> None:
     assert advantages[0].tolist() == [0, 0, 0]
     assert advantages[1, 2] == 0 and advantages[1, 0] < 0 and zeroed[1].tolist() == [False, True, False]
     assert advantages[2, 1] > 0 and not zeroed[2].any()  # no target, no floor
+    assert advantages[2].tolist() == pytest.approx(total[2] - total[2].mean(), abs=1e-6)  # not divided
+    divided = advantages_of(given, items, settings(ranking="place"))[0]
+    assert float(divided[2].std()) == pytest.approx(1, abs=1e-3)
     for other in (settings(loss="sapo"), settings(floor=False)):
         assert not advantages_of(given, items, other)[1].any()
 
@@ -257,7 +330,10 @@ def test_histograms_are_shares_and_open_above() -> None:
     [({"loss": "ppo"}, "unknown loss 'ppo'; there are: sa-gcpo"), ({"rollouts": "greedy"}, "unknown rollouts"),
      ({"group": 1}, "group is 1; it must be at least 2"), ({"steps": 0}, "steps is 0"),
      ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"), ({"anchor": -1.0}, "anchor is -1.0"),
-     ({"temperature_negative": float("nan")}, "temperature_negative is nan"), ({"average": 1.0}, "average is 1.0")],
+     ({"temperature_negative": float("nan")}, "temperature_negative is nan"), ({"average": 1.0}, "average is 1.0"),
+     ({"ranking": "best"}, "unknown ranking"), ({"guard": "none"}, "unknown guard"), ({"beta": -1.0}, "beta is -1.0"),
+     ({"rollouts": "beam", "injected": 6}, r"injected is 6; it must be less than group \(6\)"),
+     ({"teaching": 1.5}, "teaching is 1.5")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(GenrecError, match=message):
