@@ -13,9 +13,10 @@ OxygenREC (2512.22386) gives the loss, its floor and the reward's parts. Ours, w
   optimum all rewards of a group are equal, and a division would blow up the rest.
 - The last completions of a beam make room for the target and the ranker's best (`injected`). At that optimum the
   gradient is 0 whatever was completed, so completions need not be drawn from pi.
-- The result is an average of the weights. The untouched model is the first candidate; the average that ranks validation
-  best is kept, and after `patience` validations without a new best the run ends: alignment never ends below its start
-  on validation. A step whose gradient is not finite is left out and logged.
+- The result is an average of the weights. The untouched model is the first candidate. Guard "best": the average that
+  ranks validation best is kept, so alignment never ends below its start there; "harm": the last one is, unless the
+  interval of its difference to the start lies below zero. After `patience` validations of which none was kept the run
+  ends. A step whose gradient is not finite is left out and logged.
 
 A checkpoint is written between batches of rollouts, and all randomness comes from (seed, batch): a killed run that is
 started again ends with the same weights.
@@ -57,7 +58,7 @@ RATIOS = (0.0, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)  # lower edges of the
 GATES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99)  # of how far the gates are open
 WARMUP, CLIP, WEIGHT_DECAY = 20, 1.0, 0.01
 WATCHED = 16  # requests of a batch that the probe looks at
-Evaluate = Callable[[GeneratorModel], dict[str, float]]  # what is measured on validation; "ndcg" is what decides
+Evaluate = Callable[[GeneratorModel], dict[str, float]]  # on validation: "ndcg"; "high" of its difference to the start
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Aligner(State):
         self.texts, self.price = texts, price
         self.start = copy.deepcopy(model).requires_grad_(False).eval() if config.ranking == "anchored" else None
         self.loss = loss_function(config)
-        self.meta = {"stale": "0", "done": ""}
+        self.meta = {"stale": "0", "kept": "0", "done": ""}
         self._epoch: tuple[int, list[np.ndarray]] = (0, self._windows(0))
         self._batches = len(self._epoch[1])
 
@@ -221,7 +222,7 @@ class Aligner(State):
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._windows(epoch))
         windows = self._epoch[1][index % len(self._epoch[1])]  # an epoch may have a batch less than the first
-        batch = data.batch(windows, config.seed * 1_000_003 + self.step)
+        batch = data.batch(windows, config.seed * 1_000_003 + self.step, config.teaching)
         to = self.device
         return Batch(batch.history.to(to), batch.targets.to(to), batch.weights.to(to), batch.request.to(to))
 
@@ -258,20 +259,21 @@ class Aligner(State):
     # -- the run ------------------------------------------------------------------------------------
 
     def measured(self, evaluate: Evaluate) -> dict[str, float]:
-        """Validation of the averaged weights; keeps them where they are the best so far."""
+        """Validation of the averaged weights; keeps them where the guard allows it."""
         current = self.use(self.average)
         self.model.eval()
         found = evaluate(self.model)
         self.use(current)
-        if self.best is None or found["ndcg"] > self.best:
-            self.best, self.meta["stale"] = found["ndcg"], "0"
+        better = self.best is None or found["ndcg"] > self.best
+        if self.best is None or (better if self.config.guard == "best" else not found["high"] < 0):
+            self.best, self.meta["stale"], self.meta["kept"] = found["ndcg"], "0", str(self.step)
             self.best_weights = [a.clone() for a in self.average]
         else:
             self.meta["stale"] = str(int(self.meta["stale"]) + 1)
         return found
 
     def run(self, folder: Path, evaluate: Evaluate, report: Callable[[dict[str, Any]], None]) -> GeneratorModel:
-        """Aligns the model in place and leaves the best weights in it, in eval mode.
+        """Aligns the model in place and leaves the kept weights in it, in eval mode.
 
         folder: for the checkpoint and log.jsonl, a line per batch of rollouts (docs/alignment.md says what is in it); a
         run of the same settings found there goes on, another one is an error.
@@ -288,7 +290,7 @@ class Aligner(State):
         else:
             write_json(folder / "run.json", identity)
             first = self.measured(evaluate)
-            self.log(lines, folder, {"step": 0, "validation": first, "best": self.best}, report)
+            self.log(lines, folder, {"step": 0, "validation": first, "best": self.best, "kept": 0}, report)
             self.save(folder)
         saved, ended = time.monotonic(), bool(self.meta["done"])
         while self.step < config.steps and not ended:
@@ -303,7 +305,7 @@ class Aligner(State):
             if self.step // config.evaluate_steps > before // config.evaluate_steps or self.step >= config.steps:
                 clock = time.perf_counter()
                 line["validation"] = self.measured(evaluate)
-                line["best"] = self.best
+                line |= {"best": self.best, "kept": int(self.meta["kept"])}
                 line["seconds"] |= {"validation": time.perf_counter() - clock}
                 ended = 0 < config.patience <= int(self.meta["stale"])
                 self.meta["done"] = "early" if ended else ""

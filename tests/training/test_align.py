@@ -117,7 +117,7 @@ def test_every_loss_earns_more_of_what_is_rewarded(loss: str, tmp_path: Path) ->
 def test_the_anchored_ranking_leads_to_the_start_times_the_rankers_exponential(rollouts: str, tmp_path: Path) -> None:
     """pi0 exp(s / beta), among what may be recommended: the order of the fused list."""
     model, positions, bench = world()
-    config = settings(steps=150, anchor=0.0, evaluate_steps=150, rollouts=rollouts, group=12, beta=2.0, average=0.5,
+    config = settings(steps=150, anchor=0.0, evaluate_steps=150, rollouts=rollouts, group=12, beta=1.0, average=0.5,
                       injected=4, floor=False)  # fmt: skip
     run = Aligner(model, positions, ranked(bench), RANKING, config)
     assert run.start is not None
@@ -131,12 +131,12 @@ def test_the_anchored_ranking_leads_to_the_start_times_the_rankers_exponential(r
 
     s = torch.from_numpy(standardise(Ranker().score_all(contexts)))
     start = log_p(score_items(run.start, history, request, every))
-    aim = log_p(start + s / 2.0)
+    aim = log_p(start + s)
     run.run(tmp_path, constant, lambda _: None)
     run.use(run.average)
     end = log_p(score_items(run.model, history, request, every))
     far, near = ((aim.exp() * (aim - x)).sum(1).mean() for x in (start, end))
-    assert near < 0.35 * far
+    assert near < 0.6 * far
     assert log(tmp_path)[-1]["drift"] > 0
 
 
@@ -174,7 +174,7 @@ def test_the_untouched_model_comes_back_where_nothing_is_better(tmp_path: Path) 
     model = run.run(tmp_path, lambda _: {"ndcg": next(values)}, lambda _: None)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert verdict((tmp_path / "log.jsonl").read_text()) == (
-        "validation NDCG@10 0.9000 was never exceeded: the model stays as it was"
+        "validation NDCG@10 0.9000: no later weights passed the guard, the model stays as it was"
     )
 
 
@@ -190,6 +190,19 @@ def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> N
     assert len(seen) == 4 and run.step == 18  # two validations after the best, then the end
     assert torch.equal(model.start, seen[1])
     assert verdict((tmp_path / "log.jsonl").read_text()) == "validation NDCG@10 0.1000 -> 0.7000 at step 6"
+
+
+def test_the_guard_against_harm_keeps_the_last_weights_that_are_not_significantly_worse(tmp_path: Path) -> None:
+    run = aligner(settings(steps=60, guard="harm", patience=2))
+    values, seen = iter([(0.5, 0.0), (0.3, 0.1), (0.4, 0.01), (0.2, -0.01), (0.1, -0.2), (0.9, 0.9)]), []
+
+    def evaluate(m: GeneratorModel) -> dict[str, float]:
+        seen.append(m.start.detach().clone())
+        return dict(zip(("ndcg", "high"), next(values), strict=True))
+
+    model = run.run(tmp_path, evaluate, lambda _: None)
+    assert len(seen) == 5 and torch.equal(model.start, seen[2])
+    assert verdict((tmp_path / "log.jsonl").read_text()) == "validation NDCG@10 0.5000 -> 0.4000 at step 12"
 
 
 class Killed(Exception):
@@ -238,7 +251,7 @@ def test_the_log_holds_what_must_be_watched(tmp_path: Path) -> None:
     weights = ScenarioWeights.load()
     aligner(settings(steps=6), weights).run(tmp_path, constant, lambda _: None)
     first, *rest = log(tmp_path)
-    assert first == {"step": 0, "validation": {"ndcg": 0.5}, "best": 0.5}
+    assert first == {"step": 0, "validation": {"ndcg": 0.5}, "best": 0.5, "kept": 0}
     for line in rest:
         assert set(line["reward_by_part"]) >= {"format", "hit", "ranking"} and line["reward_by_part"]["format"] == 1
         assert 0 <= line["suppressed"] <= 1 and 0 <= line["groups_without_positive"] <= 1
@@ -369,7 +382,9 @@ def test_a_bundle_becomes_an_aligned_bundle_and_stays_one(
     assert (made.semantic_ids.codes == source.semantic_ids.codes).all() and list(made.tools) == list(source.tools)
     lines = [json.loads(x) for x in (out / "report" / "alignment.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 6]
-    assert set(lines[0]["validation"]) == {"ndcg", *source.dataset.scenarios} - {"search"}  # watched in every scenario
+    assert set(lines[0]["validation"]) == {"ndcg", "low", "high", *source.dataset.scenarios} - {
+        "search"
+    }  # watched in every scenario
     assert {name: made.fusion(name)["floors"] for name in made.weights} == {
         name: source.fusion(name)["floors"] for name in made.weights
     }
