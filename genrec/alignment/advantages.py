@@ -31,12 +31,7 @@ def group_advantages(rewards: Tensor, divide: bool = True) -> Tensor:
 
 
 def suppressed(advantages: Tensor, rewards: Tensor, target: Tensor, hits: Tensor) -> Tensor:
-    """bool [B, G]: what the floor zeroes. rewards: [B, G], without group terms such as diversity, which the target
-    cannot have; target: R*, [B], NaN for none; hits: bool [B, G]."""
+    """bool [B, G]: the advantages that Gamma sets to 0. rewards: [B, G], without group terms such as diversity,
+    which the target cannot have; target: R*, [B], NaN for none; hits: bool [B, G]."""
     below = rewards < target.unsqueeze(1)  # False where either is NaN
     return (advantages > 0) & below & ~hits
-
-
-def target_floor(advantages: Tensor, rewards: Tensor, target: Tensor, hits: Tensor) -> Tensor:
-    """Gamma: the advantages [B, G] with those that are `suppressed` set to 0."""
-    return advantages.masked_fill(suppressed(advantages, rewards, target, hits), 0.0)
