@@ -5,7 +5,7 @@ Which quantities stand for them, and all weights (scenarios.toml), are ours: the
 
 completions: int64 rows [B, G], G recommended items for each of B requests, -1 where there is none (an illegal semantic
 ID). Every part is float32 [B, G] from 0 to 1, and 0 where the completion is -1. Where a part has nothing to go by
-(no target, no query) all of its group get the same 0, which no advantage notices.
+(no target, no query, no item in view) all of its group get the same 0, which no advantage notices.
 
 The ranking part has another form for training, `score`: the ranker's score s itself, less (`Rewards.less`) what the
 drift from the start model pi0 costs. KL-regularised reinforcement learning, max E[s] - beta KL(pi || pi0), has the
@@ -40,7 +40,7 @@ class RewardContext:
     recommended; paths: int64 [N, L + 1], see genrec.tokenizer.trie; text: float32 unit vectors [N, D]; taste: float32
     unit vectors [F, N, K] (zeros for an item without events), satisfaction: float32 [F, N], each judged by users of
     other folds; fold: int64 [B]; scores: float32 [B, N], of the ranker; tail: bool [N]; queries: float32 unit vectors
-    [B, D], NaN rows where there is none.
+    [B, D], NaN rows where there is none; triggers: int64 rows [B], -1 where no item is in view.
     """
 
     scenarios: Sequence[str]
@@ -54,6 +54,7 @@ class RewardContext:
     scores: np.ndarray
     tail: np.ndarray
     queries: np.ndarray
+    triggers: np.ndarray
 
 
 def _legal(completions: np.ndarray, context: RewardContext) -> np.ndarray:
@@ -146,6 +147,13 @@ def query(completions: np.ndarray, context: RewardContext) -> np.ndarray:
     return _gather(cosine.clip(0, 1), completions)
 
 
+def similar(completions: np.ndarray, context: RewardContext) -> np.ndarray:
+    """Cosine of the item's text and that of the item in view; negative ones count 0."""
+    vectors, seen = (context.text[np.maximum(x, 0)] for x in (completions, context.triggers))
+    cosine = np.einsum("bgd,bd->bg", vectors, seen)
+    return _gather(np.where((context.triggers >= 0)[:, None], cosine.clip(0, 1), 0.0), completions)
+
+
 Part = Callable[[np.ndarray, RewardContext], np.ndarray]
 PARTS: dict[str, Part] = {
     "format": format_part,
@@ -158,6 +166,7 @@ PARTS: dict[str, Part] = {
     "tail": tail,
     "satisfaction": satisfaction,
     "query": query,
+    "similar": similar,
 }
 RANKING = "ranking"  # the part that `score` may stand for
 GROUP = ("diversity",)  # parts that depend on the rest of the group
@@ -212,7 +221,7 @@ class ScenarioWeights:
 @dataclass(frozen=True)
 class Rewards:
     """total: float32 [B, G]; own: the same without GROUP parts; floor: [B], the target's own, NaN for none; hits: bool
-    [B, G]; parts: name -> [B, G], unweighted, of the parts that some scenario of the batch weighs."""
+    [B, G]; parts: name -> [B, G], unweighted, of format and the parts that some scenario of the batch weighs."""
 
     total: np.ndarray
     own: np.ndarray
@@ -268,7 +277,7 @@ def judge(completions: np.ndarray, context: RewardContext, weights: ScenarioWeig
     both = np.concatenate([completions, np.where(legal, context.targets, -1)[:, None]], 1)
     own: np.ndarray = np.zeros(both.shape, np.float32)
     grouped: np.ndarray = np.zeros(completions.shape, np.float32)
-    parts = {}
+    parts = {"format": format_part(completions, context)}
     for name, part in PARTS.items():
         weight = weights.of(context.scenarios, name)
         if not weight.any():

@@ -43,6 +43,7 @@ def context(**changes: object) -> RewardContext:
         scores=np.array([[3.0, 2, 1, 0, 9], [0, 0, 5, 1, 9]], np.float32),
         tail=np.array([False, False, True, True, False]),
         queries=np.array([[0.0, 1.0], [NAN, NAN]], np.float32),
+        triggers=np.array([4, -1]),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -60,6 +61,7 @@ EXPECTED = {
     "tail": [[0, 0, 1, 0, 0], [1, 1, 0, 0, 0]],
     "satisfaction": [[0.5, 0.4, 0.3, 0.1, 0], [0.4, 0.3, 0.2, 0.5, 0]],
     "query": [[0, 0, 1, 0.8, 0], [0, 0, 0, 0, 0]],
+    "similar": [[0.6, 0.6, 0.8, 1, 0], [0, 0, 0, 0, 0]],
 }
 
 
@@ -98,7 +100,7 @@ def test_the_reward_is_the_weighted_sum_and_the_floor_is_the_targets_own() -> No
     own = 0.5 * np.array(EXPECTED["hit"]) + 0.3 * np.array(EXPECTED["ranking"])
     assert found.own == pytest.approx(own, abs=1e-6) and found.total == pytest.approx(own + 0.2 * diversity, abs=1e-6)
     assert found.floor == pytest.approx([0.8, 0.5 + 0.3 / log2(3)])  # without diversity, which a target cannot have
-    assert set(found.parts) == {"hit", "ranking", "diversity"}
+    assert set(found.parts) == {"format", "hit", "ranking", "diversity"}  # format is told, weighed or not
     assert found.hits.tolist() == [[True, False, False, False, False]] * 2
     assert (found.own[found.hits] == found.floor).all()  # to the last bit: a hit is never below its own floor
 
@@ -176,7 +178,10 @@ def test_the_shipped_weights_cover_all_scenarios_and_are_comparable() -> None:
     for parts in shipped.weights.values():
         assert sum(parts.values()) == pytest.approx(1)
     assert "tail" in shipped.weights["discovery"] and "query" in shipped.weights["search"]
-    assert "satisfaction" in shipped.weights["favourites"]
+    assert "satisfaction" in shipped.weights["favourites"] and "similar" in shipped.weights["item"]
+    distinct = {tuple(sorted(parts.items())) for parts in shipped.weights.values()}
+    assert len(distinct) == len(shipped.weights)  # else the matrix of scenarios could show no control
+    assert not any("format" in parts for parts in shipped.weights.values())  # always 1: no gradient
 
 
 @pytest.mark.parametrize(
