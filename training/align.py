@@ -226,6 +226,7 @@ class Align(Fit):
             self.settings,
             queries(self.dataset.catalog),
             self.price_of,
+            self.config.q2i,
         )
         before = np.concatenate(list(measure(model).values()))
         run.run(self.work / "generator", evaluate, say)

@@ -101,6 +101,16 @@ class Positions:
         mine = np.array([c.scenario in searches for c in contexts])
         return np.where(mine[:, None], self.queries[wanted], np.nan).astype(np.float32)
 
+    def told(self, events: np.ndarray, queries: np.ndarray | None) -> np.ndarray | None:
+        """What each request tells the generator: its query, else the instruction that its position follows.
+        float32 [B, D], NaN rows for the learned default; None where nobody is told anything."""
+        data = self.data
+        if data.told is None or data.instructions is None or not len(data.instructions):
+            return queries
+        index = data.told[events]
+        written = np.where((index >= 0)[:, None], data.instructions[np.maximum(index, 0)], np.nan).astype(np.float32)
+        return written if queries is None else np.where(np.isnan(queries), written, queries)
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -121,7 +131,8 @@ class Rollout:
 
 class Aligner(State):
     """One alignment: the model, what judges it, and where it stands. texts: for each item the text of its query ("" for
-    none), which the tools read; price: scenario -> beta, where the config leaves it open."""
+    none), which the tools read; price: scenario -> beta, where the config leaves it open; q2i:
+    weight of the Q2I loss in the anchor, where the model retrieves."""
 
     def __init__(
         self,
@@ -132,6 +143,7 @@ class Aligner(State):
         config: AlignConfig,
         texts: list[str] | None = None,
         price: Callable[[str], float] = lambda _: 1.0,
+        q2i: float = 0.2,
     ) -> None:
         from accelerate import Accelerator
 
@@ -141,7 +153,7 @@ class Aligner(State):
         model.to(self.accelerator.device)
         super().__init__(model, config.learning_rate, WEIGHT_DECAY)
         self.positions, self.bench, self.weights, self.config = positions, bench, weights, config
-        self.texts, self.price = texts, price
+        self.texts, self.price, self.q2i = texts, price, q2i
         self.start = copy.deepcopy(model).requires_grad_(False).eval() if config.ranking == "anchored" else None
         self.loss = loss_function(config)
         self.meta = {"stale": "0", "kept": "0", "done": ""}
@@ -174,7 +186,7 @@ class Aligner(State):
             ]
         allowed = allowed_items(contexts, len(self.model.path))
         history = make_history(contexts, self.model.config.max_history).to(self.device)
-        request = make_request(self.model, contexts, queries).to(self.device)
+        request = make_request(self.model, contexts, self.positions.told(events, queries)).to(self.device)
         self.model.eval()
         noise = None
         if config.rollouts == "sampled":
@@ -243,7 +255,7 @@ class Aligner(State):
             anchor = policy.new_zeros(())
             if config.anchor:
                 self.model.train()
-                anchor = loss_of(self.model, self.anchor_batch(), 0.2)[0]
+                anchor = loss_of(self.model, self.anchor_batch(), self.q2i)[0]
         self.optimizer.zero_grad()
         whole = config.policy * policy + config.anchor * anchor
         said = {"policy_loss": float(policy.detach()), "anchor_loss": float(anchor.detach()), "learning_rate": rate}
