@@ -316,8 +316,9 @@ def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> N
             values = np.array([[v for _, v in one] for one in every])
             steps = [step for step, _ in every[0]]
             if key == "reward":  # a running mean over five batches
-                values = np.stack([np.convolve(v, np.ones(5) / 5, "valid") for v in values])
-                steps = steps[2 : 2 + values.shape[1]]
+                span = min(5, values.shape[1])
+                values = np.stack([np.convolve(v, np.ones(span) / span, "valid") for v in values])
+                steps = steps[span // 2 :][: values.shape[1]]
             line = axes.plot(steps, values.mean(0), label=name, lw=wide)[0]
             axes.fill_between(steps, values.min(0), values.max(0), alpha=0.12, color=line.get_color(), lw=0)
     for axes, title in ((left, "validation NDCG@10, averaged weights"), (right, "reward of the rollouts")):
