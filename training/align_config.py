@@ -39,8 +39,8 @@ class AlignConfig:
     beta: float = field(
         default=0.0, metadata={"help": "price of a nat of drift in the ranker's scores (0: from the bundle's fusion)"}
     )
-    steps: int = field(default=400, metadata={"help": "optimiser steps, at most"})
-    updates: int = field(default=4, metadata={"help": "optimiser steps on each batch of rollouts"})
+    steps: int = field(default=480, metadata={"help": "optimiser steps, at most"})
+    updates: int = field(default=8, metadata={"help": "optimiser steps on each batch of rollouts"})
     requests: int = field(default=48, metadata={"help": "requests in a batch of rollouts"})
     group: int = field(default=16, metadata={"help": "completions of each request"})
     rollouts: str = field(
