@@ -27,9 +27,11 @@ import numpy as np
 
 from genrec import __version__
 from genrec.bundle import MANIFEST, STORE, TIMELINE, Bundle, seal
+from genrec.contracts import HOME
 from genrec.data import SCENARIOS, EvalSet, read_dataset
 from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
+from genrec.evaluation.intervals import paired
 from genrec.evaluation.metrics import ndcg
 from genrec.io import read_json, remove_temporaries, sha256, write_json, write_text
 from genrec.tools import FLOORS, Tool
@@ -60,7 +62,8 @@ class Align(Fit):
         stored: dict[str, Any] = {f.name: kept[f.name] for f in dataclasses.fields(FitConfig) if f.name in kept}
         for name, path in (("embeddings", "tokenizer/embeddings.safetensors"), ("instructions", TIMELINE)):
             stored[name] = str(settings.bundle / path) if stored[name] else ""  # the files that this bundle has of them
-        config = FitConfig(**stored | {"out": settings.out, "checkpoint_seconds": settings.checkpoint_seconds})
+        own = {"out": settings.out, "checkpoint_seconds": settings.checkpoint_seconds, "teaching": settings.teaching}
+        config = FitConfig(**stored | own)
         super().__init__(config, report)
         self.shared = shared or self.work
 
@@ -92,6 +95,9 @@ class Align(Fit):
         self.stage("copy", self.copy)
         self.dataset = read_dataset(self.folder / "data")
         self.split = SPLITS[self.config.protocol](self.dataset)
+        if self.settings.teaching:
+            write_json(self.work / "floors.json", {"floors": self.fusion_of(HOME)})
+            self.stage("teaching", self.teach)
         self.stage("queries", self.embed_queries)
         self.stage("instructions", self.embed_instructions)
         for fold in np.unique(self.folds()).tolist():
@@ -156,6 +162,12 @@ class Align(Fit):
         """The tools' weights in a scenario, as the source's fit chose them."""
         return self.source.fusion(scenario)["floors"]
 
+    def price_of(self, scenario: str) -> float:
+        """What a nat of drift from the start costs in the ranker's scores: as the fused list weighs them."""
+        from genrec.alignment.rewards import price_of_drift
+
+        return price_of_drift(self.source.fusion(scenario)["fused"])
+
     def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
         """As in the source: tools and validation requests are the same."""
         return self.fusion_of(scenario)
@@ -186,17 +198,24 @@ class Align(Fit):
         model, parts, watched = self.source.generator, self.parts(), self.watched_in()
         told = {name: instruction_vectors(parts, requests) for name, requests in watched.items()}
 
+        users = np.concatenate([requests.users for requests in watched.values()])
+
+        def measure(m: GeneratorModel) -> dict[str, np.ndarray]:
+            return {name: ndcg(rank_generator(m, watched[name], told[name]).ranks, 10) for name in watched}
+
         def evaluate(m: GeneratorModel) -> dict[str, float]:
-            found = {name: ndcg(rank_generator(m, watched[name], told[name]).ranks, 10) for name in watched}
-            whole = float(np.concatenate(list(found.values())).mean())
-            return {"ndcg": whole} | {name: float(values.mean()) for name, values in found.items()}
+            found = measure(m)
+            whole = np.concatenate(list(found.values()))
+            less = paired(whole[:, None], before[:, None], users)[0]
+            said = {"ndcg": float(whole.mean()), "low": less.low, "high": less.high}
+            return said | {name: float(values.mean()) for name, values in found.items()}
 
         def say(line: dict[str, Any]) -> None:
             text = f"align: step {line['step']:,} of {self.settings.steps:,}"
             if "reward" in line:
                 text += f", reward {line['reward']:.4f}, suppressed {line['suppressed']:.0%}"
             if "validation" in line:
-                text += f", validation NDCG@10 {line['validation']['ndcg']:.4f} (best {line['best']:.4f})"
+                text += f", validation NDCG@10 {line['validation']['ndcg']:.4f} (kept: {line['best']:.4f})"
             self.report(text)
 
         run = Aligner(
@@ -206,7 +225,10 @@ class Align(Fit):
             ScenarioWeights.load(self.settings.weights),
             self.settings,
             queries(self.dataset.catalog),
+            self.price_of,
+            self.config.q2i,
         )
+        before = np.concatenate(list(measure(model).values()))
         run.run(self.work / "generator", evaluate, say)
         model.to("cpu").save_pretrained(self.folder / "generator")  # type: ignore[arg-type]
         log = (self.work / "generator" / "log.jsonl").read_text(encoding="utf-8")
@@ -234,11 +256,11 @@ def ndcg_of(report: dict[str, Any], system: str) -> float | None:
 def verdict(log: str) -> str:
     """What validation said of an alignment, from its log: "validation NDCG@10 .1200 -> .1260 at step 96"."""
     lines = [json.loads(line) for line in log.splitlines()]
-    found = [(line["step"], line["validation"]["ndcg"]) for line in lines if "validation" in line]
-    first, best = found[0][1], max(found, key=lambda x: (x[1], -x[0]))
-    if best[0] == 0:
-        return f"validation NDCG@10 {first:.4f} was never exceeded: the model stays as it was"
-    return f"validation NDCG@10 {first:.4f} -> {best[1]:.4f} at step {best[0]}"
+    found = [line for line in lines if "validation" in line]
+    first, kept = found[0]["validation"]["ndcg"], found[-1]["kept"]
+    if kept == 0:
+        return f"validation NDCG@10 {first:.4f}: no later weights passed the guard, the model stays as it was"
+    return f"validation NDCG@10 {first:.4f} -> {found[-1]['best']:.4f} at step {kept}"
 
 
 def align(config: AlignConfig, report: Report = lambda _: None) -> Path:

@@ -75,12 +75,17 @@ def rank_generator(
     model: GeneratorModel, requests: EvalSet, instructions: np.ndarray | None = None, width: int = 20
 ) -> Ranked:
     """The generator alone, without any tool. instructions: as `instruction_vectors` gives."""
-    items = model.trie.items  # type: ignore[union-attr]
-    beams, done = [], 0
+    import torch
+
+    from genrec.generator.search import beam_search, make_history, make_request
+
+    beams, done, device = [], 0, model.device
     for piece in chunks(requests):
         told = None if instructions is None else instructions[done : done + len(piece)]
-        allowed = allowed_items(piece.contexts, items)
-        beams.append(shortlist(piece.contexts, {}, {}, model, allowed, told, width=width).beam)
+        allowed = torch.from_numpy(allowed_items(piece.contexts, model.config.items)).to(device)
+        history = make_history(piece.contexts, model.config.max_history).to(device)
+        request = make_request(model, piece.contexts, told).to(device)
+        beams.append(beam_search(model, history, request, width, allowed).items.cpu().numpy())
         done += len(piece)
     return rank_lists(ALONE_ROW, np.concatenate(beams), requests)
 

@@ -8,9 +8,15 @@ OxygenREC (2512.22386) gives the loss, its floor and the reward's parts. Ours, w
   that its item qualifies for. Completions are drawn without replacement: a group without doubles.
 - The policy has no dropout, in rollouts and in losses alike; the anchor (next-token loss on the users' own choices) has
   it.
-- The result is an average of the weights. The untouched model is the first candidate; the average that ranks validation
-  best is kept, and after `patience` validations without a new best the run ends: alignment never ends below its start
-  on validation. A step whose gradient is not finite is left out and logged.
+- The ranker's reward is its score less beta (log pi_old - log pi0), pi0 being the start model (`ranking` anchored; see
+  genrec.alignment.rewards). Advantages are not divided by their group's deviation then: where the policy is at the
+  optimum all rewards of a group are equal, and a division would blow up the rest.
+- The last completions of a beam make room for the target and the ranker's best (`injected`). At that optimum the
+  gradient is 0 whatever was completed, so completions need not be drawn from pi.
+- The result is an average of the weights. The untouched model is the first candidate. Guard "best": the average that
+  ranks validation best is kept, so alignment never ends below its start there; "harm": the last one is, unless the
+  interval of its difference to the start lies below zero. After `patience` validations of which none was kept the run
+  ends. A step whose gradient is not finite is left out and logged.
 
 A checkpoint is written between batches of rollouts, and all randomness comes from (seed, batch): a killed run that is
 started again ends with the same weights.
@@ -18,7 +24,9 @@ started again ends with the same weights.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,13 +42,13 @@ from genrec.alignment.advantages import group_advantages, suppressed
 from genrec.alignment.judges import Bench
 from genrec.alignment.losses import LOSSES, Loss, gate_weight
 from genrec.alignment.policy import log_probabilities, probe
-from genrec.alignment.rewards import Rewards, ScenarioWeights, judge
+from genrec.alignment.rewards import RANKING, Rewards, ScenarioWeights, inject, judge
 from genrec.candidates import allowed_items
 from genrec.contracts import HOME, UserContext
 from genrec.errors import GenrecError
 from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.model import GeneratorModel, History, Request
-from genrec.generator.search import beam_search, make_history, make_request
+from genrec.generator.search import beam_search, make_history, make_request, score_items
 from genrec.io import read_json, write_json, write_text
 from training.align_config import FLOORED, AlignConfig
 from training.generator import loss_of
@@ -48,9 +56,9 @@ from training.state import State
 
 RATIOS = (0.0, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)  # lower edges of the histogram of ratios
 GATES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99)  # of how far the gates are open
-WARMUP, CLIP, WEIGHT_DECAY = 10, 1.0, 0.01
+WARMUP, CLIP, WEIGHT_DECAY = 20, 1.0, 0.01
 WATCHED = 16  # requests of a batch that the probe looks at
-Evaluate = Callable[[GeneratorModel], dict[str, float]]  # what is measured on validation; "ndcg" is what decides
+Evaluate = Callable[[GeneratorModel], dict[str, float]]  # on validation: "ndcg"; "high" of its difference to the start
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,22 @@ class Positions:
         mine = np.array([c.scenario in searches for c in contexts])
         return np.where(mine[:, None], self.queries[wanted], np.nan).astype(np.float32)
 
+    def told(self, events: np.ndarray, queries: np.ndarray | None) -> np.ndarray | None:
+        """What each request tells the generator: its query, else the instruction that its position follows.
+        float32 [B, D], NaN rows for the learned default; None where nobody is told anything."""
+        data = self.data
+        if data.told is None or data.instructions is None or not len(data.instructions):
+            return queries
+        index = data.told[events]
+        written = np.where((index >= 0)[:, None], data.instructions[np.maximum(index, 0)], np.nan).astype(np.float32)
+        return written if queries is None else np.where(np.isnan(queries), written, queries)
+
 
 @dataclass(frozen=True)
 class Rollout:
     """A batch of rollouts: history, request [B, 1]; items: int64 [B, G], -1 where there is none; advantages: float
-    [B, G], after the floor; rewards as they were given; zeroed: bool [B, G], what the floor took."""
+    [B, G], after the floor; rewards as they were given, without the cost of drift; zeroed: bool [B, G], what the floor
+    took; drift: float [B, G], log pi_old - log pi0 in nats, zeros where it costs nothing."""
 
     history: History
     request: Request
@@ -106,12 +125,14 @@ class Rollout:
     advantages: Tensor
     rewards: Rewards
     zeroed: Tensor
+    drift: np.ndarray
     seconds: dict[str, float]
 
 
 class Aligner(State):
     """One alignment: the model, what judges it, and where it stands. texts: for each item the text of its query ("" for
-    none), which the tools read."""
+    none), which the tools read; price: scenario -> beta, where the config leaves it open; q2i:
+    weight of the Q2I loss in the anchor, where the model retrieves."""
 
     def __init__(
         self,
@@ -121,6 +142,8 @@ class Aligner(State):
         weights: ScenarioWeights,
         config: AlignConfig,
         texts: list[str] | None = None,
+        price: Callable[[str], float] = lambda _: 1.0,
+        q2i: float = 0.2,
     ) -> None:
         from accelerate import Accelerator
 
@@ -130,9 +153,10 @@ class Aligner(State):
         model.to(self.accelerator.device)
         super().__init__(model, config.learning_rate, WEIGHT_DECAY)
         self.positions, self.bench, self.weights, self.config = positions, bench, weights, config
-        self.texts = texts
+        self.texts, self.price, self.q2i = texts, price, q2i
+        self.start = copy.deepcopy(model).requires_grad_(False).eval() if config.ranking == "anchored" else None
         self.loss = loss_function(config)
-        self.meta = {"stale": "0", "done": ""}
+        self.meta = {"stale": "0", "kept": "0", "done": ""}
         self._epoch: tuple[int, list[np.ndarray]] = (0, self._windows(0))
         self._batches = len(self._epoch[1])
 
@@ -162,7 +186,7 @@ class Aligner(State):
             ]
         allowed = allowed_items(contexts, len(self.model.path))
         history = make_history(contexts, self.model.config.max_history).to(self.device)
-        request = make_request(self.model, contexts, queries).to(self.device)
+        request = make_request(self.model, contexts, self.positions.told(events, queries)).to(self.device)
         self.model.eval()
         noise = None
         if config.rollouts == "sampled":
@@ -171,16 +195,35 @@ class Aligner(State):
             beam = beam_search(
                 self.model, history, request, config.group, torch.from_numpy(allowed).to(self.device), noise
             )
-        items = beam.items.cpu()
+        items: np.ndarray = beam.items.cpu().numpy()
         seconds = {"rollout": time.perf_counter() - clock}
         clock = time.perf_counter()
         fold = self.positions.fold[self.positions.data.train.user_of[events]]
-        given = judge(items.numpy(), self.bench.context(contexts, wanted, fold, allowed, queries), self.weights)
-        advantages, zeroed = advantages_of(given, items.numpy(), config)
+        context = self.bench.context(contexts, wanted, fold, allowed, queries)
+        if config.rollouts == "beam":
+            items = inject(items, context, config.injected)
+        given = charged = judge(items, context, self.weights, scored=self.start is not None)
+        if config.shuffled:
+            given = charged = given.shuffled(items >= 0, rng)
+        drift: np.ndarray = np.zeros((len(items), items.shape[1] + 1))
+        if self.start is not None:
+            drift = self.drift(history, request, np.concatenate([items, wanted[:, None]], 1))
+            price = np.array([[config.beta or self.price(c.scenario)] for c in contexts])
+            charged = given.less(self.weights.of([c.scenario for c in contexts], RANKING) * price * drift)
+        advantages, zeroed = advantages_of(charged, items, config)
         seconds["reward"] = time.perf_counter() - clock
+        to = self.device
+        completions = torch.from_numpy(items).to(to)
         return Rollout(
-            history, request, contexts, beam.items, advantages.to(self.device), given, zeroed.to(self.device), seconds
+            history, request, contexts, completions, advantages.to(to), given, zeroed.to(to), drift[:, :-1], seconds
         )
+
+    def drift(self, history: History, request: Request, items: np.ndarray) -> np.ndarray:
+        """log pi - log pi0 of items, rows [B, M]: float64, 0 where there is none."""
+        rows, models = torch.from_numpy(items).to(self.device), (self.model, self.start)
+        with self.accelerator.autocast():
+            now, then = (score_items(m, history, request, rows).double() for m in models if m is not None)
+        return torch.where(rows >= 0, now - then, 0.0).cpu().numpy()
 
     # -- updates ------------------------------------------------------------------------------------
 
@@ -191,13 +234,13 @@ class Aligner(State):
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._windows(epoch))
         windows = self._epoch[1][index % len(self._epoch[1])]  # an epoch may have a batch less than the first
-        return data.batch(windows, config.seed * 1_000_003 + self.step).to(self.device)
+        return data.batch(windows, config.seed * 1_000_003 + self.step, config.teaching).to(self.device)
 
     def update(self, rollout: Rollout, old: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """One optimiser step on a batch of rollouts; old: log pi_old [B, G, L], None in the first step, which makes it.
         Returns it, and what is to be said of the step."""
         config, mask = self.config, (rollout.items >= 0).unsqueeze(-1)
-        rate = config.learning_rate * min(1.0, (self.step + 1) / WARMUP)
+        rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(config.seed * 1_000_003 + self.step)
@@ -210,9 +253,9 @@ class Aligner(State):
             anchor = policy.new_zeros(())
             if config.anchor:
                 self.model.train()
-                anchor = loss_of(self.model, self.anchor_batch(), 0.2)[0]
+                anchor = loss_of(self.model, self.anchor_batch(), self.q2i)[0]
         self.optimizer.zero_grad()
-        whole = policy + config.anchor * anchor
+        whole = config.policy * policy + config.anchor * anchor
         said = {"policy_loss": float(policy.detach()), "anchor_loss": float(anchor.detach()), "learning_rate": rate}
         self.accelerator.backward(whole)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP))
@@ -226,20 +269,21 @@ class Aligner(State):
     # -- the run ------------------------------------------------------------------------------------
 
     def measured(self, evaluate: Evaluate) -> dict[str, float]:
-        """Validation of the averaged weights; keeps them where they are the best so far."""
+        """Validation of the averaged weights; keeps them where the guard allows it."""
         current = self.use(self.average)
         self.model.eval()
         found = evaluate(self.model)
         self.use(current)
-        if self.best is None or found["ndcg"] > self.best:
-            self.best, self.meta["stale"] = found["ndcg"], "0"
+        better = self.best is None or found["ndcg"] > self.best
+        if self.best is None or (better if self.config.guard == "best" else not found["high"] < 0):
+            self.best, self.meta["stale"], self.meta["kept"] = found["ndcg"], "0", str(self.step)
             self.best_weights = [a.clone() for a in self.average]
         else:
             self.meta["stale"] = str(int(self.meta["stale"]) + 1)
         return found
 
     def run(self, folder: Path, evaluate: Evaluate, report: Callable[[dict[str, Any]], None]) -> GeneratorModel:
-        """Aligns the model in place and leaves the best weights in it, in eval mode.
+        """Aligns the model in place and leaves the kept weights in it, in eval mode.
 
         folder: for the checkpoint and log.jsonl, a line per batch of rollouts (docs/alignment.md says what is in it); a
         run of the same settings found there goes on, another one is an error.
@@ -256,7 +300,7 @@ class Aligner(State):
         else:
             write_json(folder / "run.json", identity)
             first = self.measured(evaluate)
-            self.log(lines, folder, {"step": 0, "validation": first, "best": self.best}, report)
+            self.log(lines, folder, {"step": 0, "validation": first, "best": self.best, "kept": 0}, report)
             self.save(folder)
         saved, ended = time.monotonic(), bool(self.meta["done"])
         while self.step < config.steps and not ended:
@@ -271,7 +315,7 @@ class Aligner(State):
             if self.step // config.evaluate_steps > before // config.evaluate_steps or self.step >= config.steps:
                 clock = time.perf_counter()
                 line["validation"] = self.measured(evaluate)
-                line["best"] = self.best
+                line |= {"best": self.best, "kept": int(self.meta["kept"])}
                 line["seconds"] |= {"validation": time.perf_counter() - clock}
                 ended = 0 < config.patience <= int(self.meta["stale"])
                 self.meta["done"] = "early" if ended else ""
@@ -306,6 +350,7 @@ class Aligner(State):
             "reward": mean(given.total, there),
             "reward_by_part": {name: mean(part, there) for name, part in given.parts.items()},
             "reward_by_scenario": rewards,
+            "drift": mean(rollout.drift, there),
             "completions": int(there.sum()),
             "hits": int(given.hits.sum()),
             "floor": float(np.nanmean(given.floor)) if np.isfinite(given.floor).any() else None,
@@ -316,6 +361,12 @@ class Aligner(State):
             "entropy": seen.entropy,
             "legality": seen.legality,
         }
+
+
+def learning_rate(config: AlignConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to 0 at the last step."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
+    return config.learning_rate * min(1.0, (step + 1) / WARMUP) * cosine
 
 
 def loss_function(config: AlignConfig) -> Loss:
@@ -329,7 +380,7 @@ def loss_function(config: AlignConfig) -> Loss:
 def advantages_of(given: Rewards, items: np.ndarray, config: AlignConfig) -> tuple[Tensor, Tensor]:
     """Advantages [B, G] after the floor, where there is one, and what it took, bool [B, G]."""
     total = torch.from_numpy(np.where(items >= 0, given.total, np.nan))
-    advantages = group_advantages(total)
+    advantages = group_advantages(total, divide=config.ranking == "place")
     if config.loss != FLOORED or not config.floor:
         return advantages, torch.zeros_like(advantages, dtype=torch.bool)
     own, floor, hits = (torch.from_numpy(x) for x in (given.own, given.floor, given.hits))

@@ -73,6 +73,8 @@ class State:
                 f"first.{name}": state["exp_avg"],
                 f"second.{name}": state["exp_avg_sq"],
             }
+        counts = [self.optimizer.state[p]["step"].cpu() for p in self.parameters]
+        tensors["optimizer_steps"] = torch.stack(counts)  # its own: a step that was left out is none
         meta = self.meta | {"step": str(self.step), "best": "" if self.best is None else repr(self.best)}
         with atomic(folder / "checkpoint.safetensors") as path:
             save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
@@ -86,6 +88,7 @@ class State:
             return False
         with safe_open(path, "pt") as f, torch.no_grad():
             meta = f.metadata()
+            counts = f.get_tensor("optimizer_steps")
             for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
                 state = self.optimizer.state[p]
                 p.copy_(f.get_tensor(f"weight.{name}"))
@@ -93,7 +96,7 @@ class State:
                 self.best_weights[i].copy_(f.get_tensor(f"best.{name}"))
                 state["exp_avg"].copy_(f.get_tensor(f"first.{name}"))
                 state["exp_avg_sq"].copy_(f.get_tensor(f"second.{name}"))
-                state["step"].fill_(int(meta["step"]))
+                state["step"].copy_(counts[i])
             self.step = int(meta["step"])
             self.best = float(meta["best"]) if meta["best"] else None
             self.meta = {k: v for k, v in meta.items() if k not in ("step", "best")}

@@ -20,23 +20,18 @@ EPSILON = 1e-4
 EQUAL = 1e-6  # a spread that is rounding
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
-    """rewards: float [B, G], NaN where missing -> advantages [B, G]."""
+def group_advantages(rewards: Tensor, divide: bool = True) -> Tensor:
+    """rewards: float [B, G], NaN where missing -> advantages [B, G]. divide: by the group's deviation, as the paper."""
     there = torch.isfinite(rewards)
     count = there.sum(1, keepdim=True)
     mean = torch.where(there, rewards, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
     off = torch.where(there, rewards - mean, 0.0)
     std = (off.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where((count > 1) & (std > EQUAL), off / (std + EPSILON), 0.0)
+    return torch.where((count > 1) & (std > EQUAL), off / (std + EPSILON if divide else 1.0), 0.0)
 
 
 def suppressed(advantages: Tensor, rewards: Tensor, target: Tensor, hits: Tensor) -> Tensor:
-    """bool [B, G]: what the floor zeroes. rewards: [B, G], without group terms such as diversity, which the target
-    cannot have; target: R*, [B], NaN for none; hits: bool [B, G]."""
+    """bool [B, G]: the advantages that Gamma sets to 0. rewards: [B, G], without group terms such as diversity,
+    which the target cannot have; target: R*, [B], NaN for none; hits: bool [B, G]."""
     below = rewards < target.unsqueeze(1)  # False where either is NaN
     return (advantages > 0) & below & ~hits
-
-
-def target_floor(advantages: Tensor, rewards: Tensor, target: Tensor, hits: Tensor) -> Tensor:
-    """Gamma: the advantages [B, G] with those that are `suppressed` set to 0."""
-    return advantages.masked_fill(suppressed(advantages, rewards, target, hits), 0.0)

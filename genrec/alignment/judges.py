@@ -158,4 +158,5 @@ class Bench:
             scores,
             self.tail,
             queries,
+            np.array([-1 if c.trigger is None else c.trigger for c in contexts], np.int64),
         )

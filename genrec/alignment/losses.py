@@ -19,6 +19,9 @@ column is the factor w of w A grad log pi, which the tests check by autograd:
 Sources: OxygenREC (2512.22386) Eq. 4-9 for SA-GCPO; SAPO 2511.20347; GRPO, DAPO, GSPO, CISPO as TRL 1.16 has them (the
 tests run TRL's own code); ECPO from the OneRec report, GBPO from the OneRec-V2 report (2508.20900), both as formulas
 quoted in secondary sources: that ECPO and GBPO look at whole sequences (the papers write o_i) is our reading.
+Their log pi is a sum over tokens where the others' is a mean, so their gradients would be |y| times as large: ours
+divides both losses by |y|, and every loss above has the gradient of the mean log pi at r = 1 (GBPO where A > 0). w is
+then that of w A grad (1 / |y|) sum_t log pi_t.
 No loss has a KL term: neither transcription of SA-GCPO has one, and TRL's default is none.
 
 Ours: log-ratios are held within +-LIMIT, so that no exponential overflows; a token whose advantage is not finite is
@@ -81,6 +84,11 @@ def _whole(advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return (advantages * mask).sum(1, keepdim=True) / tokens.clamp(min=1), tokens > 0
 
 
+def _length(mask: Tensor) -> Tensor:
+    """|y|, int [B, 1]; 1 for a sequence without a token."""
+    return mask.sum(1, keepdim=True).clamp(min=1)
+
+
 def _clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
     return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
@@ -105,7 +113,7 @@ def gspo(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float
     moves as one token does, so the default is GRPO's (ours)."""
     log_r, advantages, mask = _ready(new, old, advantages, mask)
     whole, present = _whole(advantages, mask)
-    s = (log_r.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
+    s = (log_r.sum(1, keepdim=True) / _length(mask)).exp()
     return -_sequence_mean(_clipped(s, whole, clip, clip), present)
 
 
@@ -117,7 +125,8 @@ def cispo(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, most: floa
 
 
 def ecpo(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2, delta: float = 0.1) -> Tensor:
-    """Early-clipped GRPO (OneRec): pi_old becomes max(sg(pi) / (1 + clip + delta), pi_old), of whole sequences.
+    """Early-clipped GRPO (OneRec): pi_old becomes max(sg(pi) / (1 + clip + delta), pi_old), of whole sequences;
+    divided by their length.
 
     The ratio never exceeds 1 + clip + delta, which matters where A < 0: there GRPO's weight grows with r.
     """
@@ -125,11 +134,12 @@ def ecpo(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float
     whole, present = _whole(advantages, mask)
     r = log_r.sum(1, keepdim=True).clamp(-LIMIT, LIMIT).exp()
     scale = (1 + clip + delta) / r.detach()
-    return -_sequence_mean(_clipped(r * scale.clamp(max=1), whole, clip, clip), present)
+    return -_sequence_mean(_clipped(r * scale.clamp(max=1), whole, clip, clip) / _length(mask), present)
 
 
 def gbpo(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Gradient-bounded policy optimisation (OneRec-V2): r' A without a clip, of whole sequences, where pi_old becomes
+    """Gradient-bounded policy optimisation (OneRec-V2): r' A without a clip, of whole sequences and divided by their
+    length, where pi_old becomes
 
         max(pi_old, sg(pi)) for A >= 0        max(pi_old, 1 - sg(pi)) for A < 0
 
@@ -142,7 +152,7 @@ def gbpo(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     before = (log_pi - log_r.sum(1, keepdim=True)).detach().exp()
     pi = log_pi.detach().exp()
     bound = torch.maximum(before, torch.where(whole >= 0, pi, 1 - pi))
-    return -_sequence_mean(log_pi.exp() / bound.clamp(min=1e-30) * whole, present)
+    return -_sequence_mean(log_pi.exp() / bound.clamp(min=1e-30) * whole / _length(mask), present)
 
 
 def sapo(
@@ -158,7 +168,7 @@ def sa_gcpo(
     new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, positive: float = 2.0, negative: float = 1.0
 ) -> Tensor:
     """Eq. 4-9 of OxygenREC: SAPO's gate on advantages that went through the target floor
-    (`genrec.alignment.advantages.target_floor`), which is all that differs.
+    (`genrec.alignment.advantages.suppressed`), which is all that differs.
 
     positive, negative: tau+ and tau-. The sources contradict each other on their order (one says that tau+ > tau- is
     steadier, SAPO recommends the opposite). The defaults are one of the two orders and not measured yet: sweep both on

@@ -5,7 +5,12 @@ Which quantities stand for them, and all weights (scenarios.toml), are ours: the
 
 completions: int64 rows [B, G], G recommended items for each of B requests, -1 where there is none (an illegal semantic
 ID). Every part is float32 [B, G] from 0 to 1, and 0 where the completion is -1. Where a part has nothing to go by
-(no target, no query) all of its group get the same 0, which no advantage notices.
+(no target, no query, no item in view) all of its group get the same 0, which no advantage notices.
+
+The ranking part has another form for training, `score`: the ranker's score s itself, less (`Rewards.less`) what the
+drift from the start model pi0 costs. KL-regularised reinforcement learning, max E[s] - beta KL(pi || pi0), has the
+optimum pi0 exp(s / beta): its order is that of beta log pi0 + s, genrec's fused list, where beta is the generator's
+weight over the tools' (`price_of_drift`). That form is ours.
 
 The floor of SA-GCPO is the reward of the target as if it were a completion, without GROUP parts; a target that is not
 legal (not in the catalogue, or had before) has none: NaN.
@@ -14,13 +19,14 @@ legal (not in the catalogue, or had before) has none: NaN.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from genrec.candidates import GENERATOR
 from genrec.errors import GenrecError
 
 WEIGHTS = Path(__file__).with_name("scenarios.toml")
@@ -34,7 +40,7 @@ class RewardContext:
     recommended; paths: int64 [N, L + 1], see genrec.tokenizer.trie; text: float32 unit vectors [N, D]; taste: float32
     unit vectors [F, N, K] (zeros for an item without events), satisfaction: float32 [F, N], each judged by users of
     other folds; fold: int64 [B]; scores: float32 [B, N], of the ranker; tail: bool [N]; queries: float32 unit vectors
-    [B, D], NaN rows where there is none.
+    [B, D], NaN rows where there is none; triggers: int64 rows [B], -1 where no item is in view.
     """
 
     scenarios: Sequence[str]
@@ -48,6 +54,7 @@ class RewardContext:
     scores: np.ndarray
     tail: np.ndarray
     queries: np.ndarray
+    triggers: np.ndarray
 
 
 def _legal(completions: np.ndarray, context: RewardContext) -> np.ndarray:
@@ -108,6 +115,11 @@ def ranking(completions: np.ndarray, context: RewardContext) -> np.ndarray:
     return _gather(value, completions)
 
 
+def score(completions: np.ndarray, context: RewardContext) -> np.ndarray:
+    """The ranker's score itself: of any size, in standard deviations over the catalogue."""
+    return _gather(np.take_along_axis(context.scores, np.maximum(completions, 0), 1), completions)
+
+
 def diversity(completions: np.ndarray, context: RewardContext) -> np.ndarray:
     """1 less the mean cosine of its text to the others of its group, 0 to 1; 0 in a group of one."""
     there = (completions >= 0).astype(np.float32)
@@ -135,6 +147,13 @@ def query(completions: np.ndarray, context: RewardContext) -> np.ndarray:
     return _gather(cosine.clip(0, 1), completions)
 
 
+def similar(completions: np.ndarray, context: RewardContext) -> np.ndarray:
+    """Cosine of the item's text and that of the item in view; negative ones count 0."""
+    vectors, seen = (context.text[np.maximum(x, 0)] for x in (completions, context.triggers))
+    cosine = np.einsum("bgd,bd->bg", vectors, seen)
+    return _gather(np.where((context.triggers >= 0)[:, None], cosine.clip(0, 1), 0.0), completions)
+
+
 Part = Callable[[np.ndarray, RewardContext], np.ndarray]
 PARTS: dict[str, Part] = {
     "format": format_part,
@@ -147,8 +166,11 @@ PARTS: dict[str, Part] = {
     "tail": tail,
     "satisfaction": satisfaction,
     "query": query,
+    "similar": similar,
 }
+RANKING = "ranking"  # the part that `score` may stand for
 GROUP = ("diversity",)  # parts that depend on the rest of the group
+LEAST_PRICE = 0.1  # of drift: where the tools alone rank best, pi is not made their echo
 
 
 @dataclass(frozen=True)
@@ -199,7 +221,7 @@ class ScenarioWeights:
 @dataclass(frozen=True)
 class Rewards:
     """total: float32 [B, G]; own: the same without GROUP parts; floor: [B], the target's own, NaN for none; hits: bool
-    [B, G]; parts: name -> [B, G], unweighted, of the parts that some scenario of the batch weighs."""
+    [B, G]; parts: name -> [B, G], unweighted, of format and the parts that some scenario of the batch weighs."""
 
     total: np.ndarray
     own: np.ndarray
@@ -207,14 +229,55 @@ class Rewards:
     hits: np.ndarray
     parts: dict[str, np.ndarray]
 
+    def less(self, costs: np.ndarray) -> Rewards:
+        """With costs taken off, float [B, G + 1], the last column being the target's."""
+        each, target = costs[:, :-1].astype(np.float32), costs[:, -1].astype(np.float32)
+        return replace(self, total=self.total - each, own=self.own - each, floor=self.floor - target)
 
-def judge(completions: np.ndarray, context: RewardContext, weights: ScenarioWeights) -> Rewards:
-    """The rewards of completions [B, G] and the floor of their requests. An empty group stays empty."""
+    def shuffled(self, there: np.ndarray, rng: np.random.Generator) -> Rewards:
+        """Each group's rewards dealt out anew among the completions that are there, bool [B, G]: what is rewarded is
+        chance. Floor and parts stay."""
+        order = np.tile(np.arange(there.shape[1]), (len(there), 1))
+        for b in range(len(there)):
+            mine = np.flatnonzero(there[b])
+            order[b, mine] = rng.permutation(mine)
+        total, own, hits = (np.take_along_axis(x, order, 1) for x in (self.total, self.own, self.hits))
+        return replace(self, total=total, own=own, hits=hits)
+
+
+def price_of_drift(fused: Mapping[str, float]) -> float:
+    """beta, from weights of a fused list: the generator's over the sum of the tools', at least LEAST_PRICE; 1 without
+    tools, which then say nothing anyhow."""
+    tools = sum(w for name, w in fused.items() if name != GENERATOR)
+    return max(LEAST_PRICE, fused.get(GENERATOR, 0.0) / tools) if tools else 1.0
+
+
+def inject(completions: np.ndarray, context: RewardContext, most: int) -> np.ndarray:
+    """The last `most` completions of each group make room for the target and the ranker's `most` - 1 best, [B, G],
+    without doubles, legal items only. Where one is there already, the group keeps as many of its own."""
+    kept = completions.shape[1] - most
+    if most < 1:
+        return completions
+    if kept < 1:
+        raise ValueError(f"{most} injected of a group of {completions.shape[1]}: at least one must stay")
+    out: np.ndarray = np.full(completions.shape, -1, np.int64)
+    best = np.argsort(-np.where(context.allowed, context.scores, -np.inf), axis=1, kind="stable")[:, : most - 1]
+    for b, group in enumerate(completions):
+        given = [*group[:kept], context.targets[b], *best[b], *group[kept:]]
+        legal = dict.fromkeys(int(i) for i in given if i >= 0 and context.allowed[b, i])
+        row = list(legal)[: completions.shape[1]]
+        out[b, : len(row)] = row
+    return out
+
+
+def judge(completions: np.ndarray, context: RewardContext, weights: ScenarioWeights, scored: bool = False) -> Rewards:
+    """The rewards of completions [B, G] and the floor of their requests. An empty group stays empty. scored: `score` is
+    the ranking part."""
     legal = (context.targets >= 0) & _legal(context.targets[:, None], context)[:, 0]
     both = np.concatenate([completions, np.where(legal, context.targets, -1)[:, None]], 1)
     own: np.ndarray = np.zeros(both.shape, np.float32)
     grouped: np.ndarray = np.zeros(completions.shape, np.float32)
-    parts = {}
+    parts = {"format": format_part(completions, context)}
     for name, part in PARTS.items():
         weight = weights.of(context.scenarios, name)
         if not weight.any():
@@ -223,7 +286,7 @@ def judge(completions: np.ndarray, context: RewardContext, weights: ScenarioWeig
             parts[name] = part(completions, context)
             grouped += weight * parts[name]
         else:
-            value = part(both, context)
+            value = (score if scored and name == RANKING else part)(both, context)
             parts[name] = value[:, :-1]
             own += weight * value
     floor = np.where(legal, own[:, -1], np.nan).astype(np.float32)

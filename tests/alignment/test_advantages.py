@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genrec.alignment.advantages import group_advantages, suppressed, target_floor
+from genrec.alignment.advantages import group_advantages, suppressed
 
 NAN = float("nan")
+
+
+def target_floor(
+    advantages: torch.Tensor, rewards: torch.Tensor, target: torch.Tensor, hits: torch.Tensor
+) -> torch.Tensor:
+    return advantages.masked_fill(suppressed(advantages, rewards, target, hits), 0.0)
 
 
 def test_advantages_are_the_standardised_rewards_of_a_group() -> None:
@@ -15,6 +21,7 @@ def test_advantages_are_the_standardised_rewards_of_a_group() -> None:
     found = group_advantages(rewards)
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     assert torch.allclose(found, expected)
+    assert torch.allclose(group_advantages(rewards, divide=False), rewards - rewards.mean(1, keepdim=True))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,26 @@ def test_on_policy_every_gate_is_plain_policy_gradient() -> None:
         assert weight(name, 1.0, 1.0) == pytest.approx(1.0) == weight(name, 1.0, -1.0), name
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 5])
+def test_on_policy_all_losses_have_gradients_of_one_size_at_any_length(tokens: int) -> None:
+    """A / (B T) at every token, so that one learning rate serves them all."""
+    old = torch.full((2, tokens), -1.5, dtype=torch.float64)
+    for name in LOSSES:
+        new = old.clone().requires_grad_()
+        advantages = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        LOSSES[name](new, old, advantages, torch.ones(2, tokens, dtype=torch.bool)).backward()
+        expected = (-advantages / (2 * tokens))[:, None].expand(2, tokens)
+        assert torch.allclose(new.grad, expected), name
+
+
+@pytest.mark.parametrize(("name", "advantage", "w"), [("ecpo", 1.0, 1.1), ("ecpo", -1.0, 1.1), ("gbpo", 1.0, 1.0)])
+def test_sequence_losses_see_the_ratio_of_the_whole_sequence(name: str, advantage: float, w: float) -> None:
+    old = torch.tensor([[-1.0, -2.0, -0.5]], dtype=torch.float64)
+    new = (old + torch.tensor([0.5, -0.7, 0.2 + math.log(1.1)], dtype=torch.float64)).requires_grad_()
+    LOSSES[name](new, old, torch.tensor([advantage]).double(), torch.ones(1, 3, dtype=torch.bool)).backward()
+    assert (-new.grad * advantage * 3)[0].tolist() == pytest.approx([w] * 3)
+
+
 def test_a_ratio_of_five_is_bounded_in_sa_gcpo_and_not_in_its_peers() -> None:
     far = {r: {name: weight(name, r, -1.0, -8.0) for name in LOSSES} for r in (5.0, 50.0)}
     assert far[5.0]["sa-gcpo"] == pytest.approx(5 * sech2(2.0)) and far[5.0]["sa-gcpo"] < 0.36

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrec.alignment.rewards import PARTS, RewardContext, ScenarioWeights, judge
+from genrec.alignment.rewards import (
+    LEAST_PRICE,
+    PARTS,
+    RewardContext,
+    ScenarioWeights,
+    inject,
+    judge,
+    price_of_drift,
+    score,
+)
 from genrec.data.scenarios import SCENARIOS
 from genrec.errors import GenrecError
 from genrec.tokenizer.trie import Trie
@@ -34,6 +43,7 @@ def context(**changes: object) -> RewardContext:
         scores=np.array([[3.0, 2, 1, 0, 9], [0, 0, 5, 1, 9]], np.float32),
         tail=np.array([False, False, True, True, False]),
         queries=np.array([[0.0, 1.0], [NAN, NAN]], np.float32),
+        triggers=np.array([4, -1]),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -51,6 +61,7 @@ EXPECTED = {
     "tail": [[0, 0, 1, 0, 0], [1, 1, 0, 0, 0]],
     "satisfaction": [[0.5, 0.4, 0.3, 0.1, 0], [0.4, 0.3, 0.2, 0.5, 0]],
     "query": [[0, 0, 1, 0.8, 0], [0, 0, 0, 0, 0]],
+    "similar": [[0.6, 0.6, 0.8, 1, 0], [0, 0, 0, 0, 0]],
 }
 
 
@@ -89,9 +100,57 @@ def test_the_reward_is_the_weighted_sum_and_the_floor_is_the_targets_own() -> No
     own = 0.5 * np.array(EXPECTED["hit"]) + 0.3 * np.array(EXPECTED["ranking"])
     assert found.own == pytest.approx(own, abs=1e-6) and found.total == pytest.approx(own + 0.2 * diversity, abs=1e-6)
     assert found.floor == pytest.approx([0.8, 0.5 + 0.3 / log2(3)])  # without diversity, which a target cannot have
-    assert set(found.parts) == {"hit", "ranking", "diversity"}
+    assert set(found.parts) == {"format", "hit", "ranking", "diversity"}  # format is told, weighed or not
     assert found.hits.tolist() == [[True, False, False, False, False]] * 2
     assert (found.own[found.hits] == found.floor).all()  # to the last bit: a hit is never below its own floor
+
+
+def test_the_ranker_can_speak_by_its_score_and_drift_costs() -> None:
+    weights = ScenarioWeights({"home": {"hit": 0.5, "ranking": 0.5}}, {"home": 1.0})
+    found = judge(GROUP, context(), weights, scored=True)
+    assert found.parts["ranking"].tolist() == [[3, 2, 1, 9, 0], [1, 5, 0, 9, 0]] == score(GROUP, context()).tolist()
+    assert found.floor.tolist() == [2.0, 1.0]
+    costs = np.tile([0.5, 0, 0, 0, 0, 1.5], (2, 1))
+    less = found.less(costs)
+    assert (found.total - less.total).tolist() == [[0.5, 0, 0, 0, 0]] * 2 == (found.own - less.own).tolist()
+    assert less.floor.tolist() == [0.5, -0.5]
+
+
+def test_shuffled_rewards_are_those_of_the_same_group() -> None:
+    found = judge(GROUP, context(), ScenarioWeights({"home": {"ranking": 1.0}}, {"home": 1.0}))
+    there = GROUP >= 0
+    other = found.shuffled(there, np.random.default_rng(0))
+    assert (np.sort(other.total, 1) == np.sort(found.total, 1)).all() and (other.total != found.total).any()
+    assert (other.total[~there] == found.total[~there]).all() and (other.floor == found.floor).all()
+
+
+@pytest.mark.parametrize(
+    ("fused", "price"),
+    [({"ease": 0.2, "markov": 0.2, "generator": 0.6}, 1.5), ({"ease": 1.0, "generator": 0.0}, LEAST_PRICE),
+     ({"ease": 1.0}, LEAST_PRICE), ({"generator": 1.0}, 1.0), ({"ease": 0.0, "generator": 1.0}, 1.0)],
+)  # fmt: skip
+def test_the_price_of_drift_is_the_generators_weight_over_the_tools(fused: dict[str, float], price: float) -> None:
+    assert price_of_drift(fused) == pytest.approx(price)
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ([[1, 2, -1, -1], [0, 1, 2, -1]], [[1, 0, 2, -1], [0, 3, 2, 1]]),  # the target, then the ranker's best
+        ([[0, 1, 2, 3], [3, 2, 1, 0]], [[0, 1, 2, 3], [3, 2, 1, 0]]),  # there already: nothing is there twice
+        ([[-1] * 4, [-1] * 4], [[0, 1, -1, -1], [3, 2, -1, -1]]),
+    ],
+)  # fmt: skip
+def test_injected_completions_are_the_target_and_the_rankers_best(group: list, expected: list) -> None:
+    """The ranker's first is item 0 for the first and item 2 for the second request; item 4 is not legal."""
+    assert inject(np.array(group), context(), 3).tolist() == expected
+    assert inject(np.array(group), context(), 0).tolist() == group
+    with pytest.raises(ValueError, match="at least one must stay"):
+        inject(np.array(group), context(), 4)
+
+
+def test_an_illegal_target_is_not_injected() -> None:
+    assert inject(np.array([[1, 2], [1, 0]]), context(targets=np.array([4, -1])), 1).tolist() == [[1, 2], [1, 0]]
 
 
 def test_an_illegal_target_has_no_floor() -> None:
@@ -119,7 +178,10 @@ def test_the_shipped_weights_cover_all_scenarios_and_are_comparable() -> None:
     for parts in shipped.weights.values():
         assert sum(parts.values()) == pytest.approx(1)
     assert "tail" in shipped.weights["discovery"] and "query" in shipped.weights["search"]
-    assert "satisfaction" in shipped.weights["favourites"]
+    assert "satisfaction" in shipped.weights["favourites"] and "similar" in shipped.weights["item"]
+    distinct = {tuple(sorted(parts.items())) for parts in shipped.weights.values()}
+    assert len(distinct) == len(shipped.weights)  # else the matrix of scenarios could show no control
+    assert not any("format" in parts for parts in shipped.weights.values())  # always 1: no gradient
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from bench_beam_search import operations, random_model
+from bench_beam_search import matmul_rate, operations, random_model, wait
 from bench_training import sequences
 from hf_adapter import GenerateAdapter
 
@@ -36,24 +36,6 @@ from genrec.evaluation.report import provenance
 from genrec.generator.batches import TrainingData
 from training.align_config import AlignConfig
 from training.policy import Aligner, Positions, Rollout
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def matmul_rate(device: torch.device, size: int = 2048, repeats: int = 5) -> float:
-    """Measured fp32 matrix-product rate of the device, FLOP/s."""
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    best = np.inf
-    for _ in range(repeats):
-        wait(device)
-        start = time.perf_counter()
-        a @ b
-        wait(device)
-        best = min(best, time.perf_counter() - start)
-    return float(2 * size**3 / best)
 
 
 def world(items: int, history: int, config: AlignConfig) -> Aligner:

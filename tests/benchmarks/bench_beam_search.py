@@ -48,14 +48,26 @@ from genrec.generator.search import beam_search, make_history, make_request
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from training.evaluate import WIDTH
 
+CPU = torch.device("cpu")
 BATCHES = (16, 32, 64, 128, 256)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Measured fp32 matrix-product rate of this process, FLOP/s."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = min(seconds(lambda: a @ b) for _ in range(repeats))
-    return 2 * size**3 / best
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: torch.device = CPU, size: int = 2048, repeats: int = 5) -> float:
+    """Measured fp32 matrix-product rate of a device, FLOP/s; on a CPU that of this process."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        wait(device)
+
+    wait(device)
+    return 2 * size**3 / min(seconds(product) for _ in range(repeats))
 
 
 def seconds(job: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

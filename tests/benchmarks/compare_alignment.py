@@ -1,22 +1,28 @@
 """The policy losses against each other: same initial weights, same rollouts to spend, judged on the same requests.
 
     python tests/benchmarks/compare_alignment.py fit --data ml-100k --work alignment --seeds 0 1 2
-    python tests/benchmarks/compare_alignment.py sweep --work alignment
+    python tests/benchmarks/compare_alignment.py sweep --work alignment --seeds 0 1 2
     python tests/benchmarks/compare_alignment.py run --work alignment --seeds 0 1 2
-    python tests/benchmarks/compare_alignment.py table --work alignment --out docs/results/alignment-ml-100k
+    python tests/benchmarks/compare_alignment.py table --work alignment --skip-first 3 --out results/alignment
 
 `fit` makes the initial bundles (start.SEED), which all arms of a seed begin with; --start takes finished ones instead.
-`sweep` aligns seed 0 by SA-GCPO with each of TEMPERATURES, in both orders, and keeps the pair that ranks *validation*
-best. `run` is the comparison: the untouched model, every loss at the same budget (no early stop; each keeps the weights
-that rank validation best), and SA-GCPO without its floor. Every arm is killed and started again at will: what is
-finished is kept, and two processes may share the work by --seeds or --arms.
+`sweep` aligns every seed by SA-GCPO with each of TEMPERATURES, in both orders, and keeps the pair whose *validation* is
+best on average over the last third of the run. `run` is the comparison: the untouched model, every loss at the same
+budget (no early stop), SA-GCPO without its floor, and three controls: the anchor alone, rewards dealt out at random,
+and plain teaching by the tools in as many steps. Every arm is killed and started again at will: what is finished is
+kept, and two processes may share the work by --seeds or --arms.
+
+Weights of an arm: `guarded`, those that the run hands over (guard "harm": the last ones, unless validation shows a loss
+whose interval excludes zero; picking the best would only find the luck of the requests that had picked the start), and
+`last`, without any guard.
 
 The table: NDCG@10 and HR@10 of the generator alone on the test requests, means over seeds, a user's requests of all
-seeds being one cluster of the bootstrap; each arm less the untouched model, and SA-GCPO less every peer; for the
-untouched model and SA-GCPO also fused with the tools. The mean reward of each scenario: of the ten best items at up to
---requests test requests, judged by tools fitted on training events. The scenario matrix: what the lists that one
-scenario's instruction gives earn in another (a search's query is given to its own instruction alone: it is made of the
-wanted item).
+seeds being one cluster of the bootstrap; each arm less the untouched model, and SA-GCPO less every other arm; for WHOLE
+arms also fused with the tools. --skip-first N leaves out the first N test requests of each user: on ML-100K, rolling,
+three were looked at while the method was diagnosed (docs/alignment.md).
+The mean reward of each scenario: of the ten best items at up to --requests test requests, judged by tools fitted on
+training events. The scenario matrix: what the lists that one scenario's instruction gives earn in another (a search's
+query is given to its own instruction alone: it is made of the wanted item).
 Steadiness: validation and reward over the steps, as a plot, and the largest fall of validation below its best before.
 """
 
@@ -24,9 +30,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +40,23 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from alignment_arm import FUSED, GUARDED, LAST, OURS, UNTOUCHED, WHOLE, AlignmentArm, places
 from arms import finished
 
-from genrec.alignment.judges import Bench, Judge, satisfactions, taste_vectors
-from genrec.alignment.rewards import ScenarioWeights, judge
-from genrec.bundle import Bundle
-from genrec.candidates import allowed_items
-from genrec.contracts import HOME
-from genrec.data import SCENARIOS, EvalSet
+from genrec.bundle import MANIFEST, Bundle
 from genrec.errors import GenrecError
-from genrec.evaluation.intervals import Interval, bootstrap, paired
+from genrec.evaluation.intervals import bootstrap, paired
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked
 from genrec.evaluation.report import Comparison, Report, Row, compare, provenance, rows_of, save
-from genrec.io import atomic, read_json, write_json
-from training.align import Align
-from training.align_config import AlignConfig
+from genrec.io import atomic, read_json, sha256, write_json
+from training.align_config import RANKINGS, ROLLOUTS, AlignConfig
 from training.config import FitConfig
-from training.evaluate import FUSED_ROW, fused_weights, instruction_vectors, rank_generator, rank_systems, requests_of
-from training.fit import Fit
+from training.fit import SPLITS, Fit
 
-START, OURS = "start", "sa-gcpo"
+START = "start"
 ARMS: dict[str, dict[str, Any]] = {
-    "untouched": {},
+    UNTOUCHED: {},
     "grpo": {"loss": "grpo"},
     "dapo": {"loss": "dapo"},
     "gspo": {"loss": "gspo"},
@@ -65,95 +65,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "gbpo": {"loss": "gbpo"},
     OURS: {"loss": "sa-gcpo"},
     "sa-gcpo-no-floor": {"loss": "sa-gcpo", "floor": False},
+    "anchor-only": {"policy": 0.0},
+    "shuffled-rewards": {"loss": "sa-gcpo", "shuffled": True},
+    "taught": {"policy": 0.0, "teaching": 0.7},
 }
-WHOLE = ("untouched", OURS)  # arms that are measured with the tools too, and under every instruction
 TEMPERATURES = ((1.0, 2.0), (2.0, 1.0), (2.0, 5.0), (5.0, 2.0))
-LIST = 10
-
-
-class AlignmentArm(Align):
-    """One arm, a bundle of its own. asked: at most so many test requests of each scenario are judged."""
-
-    name = OURS
-    asked = 500
-
-    def align_generator(self) -> str:
-        if self.name != "untouched":
-            return super().align_generator()
-        self.source.generator.save_pretrained(self.folder / "generator")
-        return "untouched"
-
-    def choose_weights(self) -> str:
-        """Home's fusion alone, and only where it is measured."""
-        floors = self.fusion_of(HOME)
-        fused = {"generator": 1.0}
-        if self.name in WHOLE:
-            fused = fused_weights(self.parts(), self.split.validation.sample(8000, seed=2), floors)
-        write_json(self.folder / "fusion.json", {HOME: {"floors": floors, "fused": fused}})
-        return ", ".join(f"{name} {w:g}" for name, w in fused.items() if w)
-
-    def make_report(self) -> str:
-        """Ranks and lists of the test requests, and what each scenario's lists earn."""
-        parts, folder = self.parts(), self.folder / "report"
-        found = [
-            ("alone", rank_generator(parts.generator, self.split.test, instruction_vectors(parts, self.split.test)))
-        ]
-        if self.name in WHOLE:
-            found += [("fused", r) for r in rank_systems(parts, self.split.test) if r.system == FUSED_ROW]
-        for what, ranked in found:
-            np.save(folder / f"{what}-ranks.npy", ranked.ranks)
-            np.save(folder / f"{what}-lists.npy", ranked.lists)
-        rewards = self.scenario_rewards(parts)
-        with atomic(folder / "rewards.npz") as path, path.open("wb") as file:
-            np.savez(file, **rewards)
-        return f"test NDCG@10 {ndcg(found[0][1].ranks, 10).mean():.4f}"
-
-    def scenario_rewards(self, parts: Bundle) -> dict[str, np.ndarray]:
-        """The mean reward in the scenario `asked` of the ten items that the generator gives each of its requests under
-        the instruction of the scenario `told`, "asked/told" -> float32 [B]; and "asked/users" -> int [B]."""
-        weights, items, train = ScenarioWeights.load(), len(parts.dataset.catalog), self.split.train
-        whole = Judge(parts.tools, taste_vectors(train, items), satisfactions(train, items))
-        bench = Bench.of([whole], parts.semantic_ids.trie, parts.embeddings, self.fusion_of, train)
-        out: dict[str, np.ndarray] = {}
-        for asked in parts.dataset.scenarios:
-            requests = requests_of(parts, self.split, self.split.test, asked).sample(self.asked, seed=3)
-            out[f"{asked}/users"] = requests.users
-            vectors = self.query_vectors(parts, requests, asked)
-            allowed, nobody = allowed_items(requests.contexts, items), np.zeros(len(requests), np.int64)
-            context = bench.context(requests.contexts, requests.targets, nobody, allowed, vectors)
-            for told in parts.dataset.scenarios if self.name in WHOLE else (asked,):
-                own = vectors if told == asked else None
-                lists = rank_generator(parts.generator, as_in(requests, told), own).lists[:, :LIST].astype(np.int64)
-                earned = judge(lists, context, weights).total
-                out[f"{asked}/{told}"] = np.where(lists >= 0, earned, 0).mean(1).astype(np.float32)
-        return out
-
-    def query_vectors(self, parts: Bundle, requests: EvalSet, scenario: str) -> np.ndarray | None:
-        """The queries of a search, embedded once for all arms of a seed; None for other scenarios."""
-        path = self.shared / f"{scenario}-asked-{len(requests)}.npy"
-        if not SCENARIOS[scenario].query:
-            return None
-        if not path.exists():
-            vectors = instruction_vectors(parts, requests)
-            with atomic(path) as temporary, temporary.open("wb") as file:
-                np.save(file, vectors)
-        return np.load(path)
-
-
-def as_in(requests: EvalSet, scenario: str) -> EvalSet:
-    """The same requests as another scenario would tell them: its name, its trigger, and a query for a search that has
-    one already."""
-    about = SCENARIOS[scenario]
-    contexts = [
-        replace(
-            c,
-            scenario=scenario,
-            trigger=c.history[-1] if about.trigger and c.history else None,
-            query=c.query if about.query else None,
-        )
-        for c in requests.contexts
-    ]
-    return replace(requests, contexts=contexts)
+FLAGS = ("learning_rate", "updates", "rollouts", "ranking")  # of AlignConfig, the same in every arm
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -174,10 +91,13 @@ def starts(args: argparse.Namespace) -> dict[int, Path]:
 
 
 def job(args: argparse.Namespace, name: str, seed: int, start: Path, changes: dict[str, Any]) -> AlignmentArm:
-    settings = {"steps": args.steps, "seed": seed, "patience": 0} | changes
-    out = args.work / f"{name}.{seed}"
-    config = AlignConfig(bundle=start, out=out, **settings)
-    made = AlignmentArm(config, lambda line: print(f"{out.name}: {line}", flush=True), args.work / f"shared.{seed}")
+    settings = {"steps": args.steps, "seed": seed, "patience": 0, "guard": "harm"} | {
+        f: getattr(args, f) for f in FLAGS
+    }
+    out, digest = args.work / f"{name}.{seed}", sha256(start / MANIFEST)[:12]
+    config = AlignConfig(bundle=start, out=out, **settings | changes)
+    shared = args.work / f"shared.{digest}.{seed}"
+    made = AlignmentArm(config, lambda line: print(f"{out.name}: {line}", flush=True), shared)
     made.name, made.asked = name.split("_")[0], args.requests
     return made
 
@@ -188,19 +108,24 @@ def validations(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["validation"]["ndcg"]) for line in lines if "validation" in line]
 
 
+def settled(values: list[float]) -> float:
+    """The mean of the last third, so that neither the start nor one lucky validation decides."""
+    return float(np.mean(values[-math.ceil(len(values) / 3) :]))
+
+
 def sweep(args: argparse.Namespace) -> None:
-    args.seeds = [0]
-    start, found = starts(args)[0], []
+    found, first = [], starts(args)
     for positive, negative in TEMPERATURES:
-        name = f"sweep_{positive:g}_{negative:g}"
+        name, reached = f"sweep_{positive:g}_{negative:g}", []
         changes = {"temperature_positive": positive, "temperature_negative": negative}
-        made = job(args, name, 0, start, changes)
-        made.make_report = lambda: "validation alone"  # type: ignore[method-assign]
-        folder = made.run()
-        found.append({"positive": positive, "negative": negative, "validation": max(v for _, v in validations(folder))})
+        for seed in args.seeds:
+            made = job(args, name, seed, first[seed], changes)
+            made.make_report = lambda: "validation alone"  # type: ignore[method-assign]
+            reached.append(settled([v for step, v in validations(made.run()) if step]))
+        found.append({"positive": positive, "negative": negative, "validation": float(np.mean(reached))})
         print(f"{name}: {found[-1]['validation']:.4f}", flush=True)
     best = max(found, key=lambda x: x["validation"])
-    write_json(args.work / "temperatures.json", {"tried": found, "kept": best})
+    write_json(args.work / "temperatures.json", {"tried": found, "seeds": args.seeds, "kept": best})
 
 
 def run(args: argparse.Namespace) -> None:
@@ -219,45 +144,53 @@ def run(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     clock = time.perf_counter()
     folders = {name: found for name, found in finished(args.work).items() if name in ARMS}
-    if "untouched" not in folders:
+    if UNTOUCHED not in folders:
         raise GenrecError(f"{args.work} holds no finished arm 'untouched': run this script's `run` first")
     folders = {name: folders[name] for name in ARMS if name in folders}
     seeds = sorted(set.intersection(*(set(found) for found in folders.values())))
-    first = Bundle.load(folders["untouched"][seeds[0]])
-    from training.fit import SPLITS
-
+    if not seeds:
+        have = ", ".join(f"{name}: {' '.join(map(str, sorted(found)))}" for name, found in folders.items())
+        raise GenrecError(f"no seed is finished in every arm ({have}); run the missing ones first")
+    first = Bundle.load(folders[UNTOUCHED][seeds[0]])
     split = SPLITS[first.config["protocol"]](first.dataset)
-    requests = split.test.take(np.tile(np.arange(len(split.test)), len(seeds)))
+    kept = np.flatnonzero(places(split.test, split.test) >= args.skip_first)
+    if not len(kept):
+        raise GenrecError(f"--skip-first {args.skip_first} leaves no test request")
+    requests = split.test.take(np.tile(kept, len(seeds)))
     rows, pairs, ranked = [], [], {}
     for name, found in folders.items():
-        for part in ("alone", "fused") if name in WHOLE else ("alone",):
+        for part in parts_of(name):
             ranks, lists = (
-                np.concatenate([np.load(found[s] / "report" / f"{part}-{what}.npy") for s in seeds])
+                np.concatenate([np.load(found[s] / "report" / f"{part}-{what}.npy")[kept] for s in seeds])
                 for what in ("ranks", "lists")
             )
             ranked[name, part] = Ranked(f"{name}: {part}", ranks, lists)
             rows += [r for r in rows_of(ranked[name, part], requests, fits=len(seeds)) if r.slice == "all"]
-    for (name, part), system in ranked.items():
-        bases = [("untouched", part)] if name != "untouched" else []
-        others = [key for key in ranked if key not in ((OURS, part), ("untouched", part)) and key[1] == part]
-        bases += others if name == OURS else []
-        for base in bases:
-            pairs += [c for c in compare(system, ranked[base], requests, fits=len(seeds)) if c.slice == "all"]
-    earned = {name: rewards_of(found, seeds) for name, found in folders.items()}
-    rows += [row for name in folders for row in reward_rows(name, earned[name])]
-    pairs += [p for name in folders for p in reward_pairs(name, earned)]
+    for name, part, base, other in comparisons(folders):
+        found_pairs = compare(ranked[name, part], ranked[base, other], requests, fits=len(seeds))
+        pairs += [c for c in found_pairs if c.slice == "all"]
+    earned = {
+        (name, part): rewards_of(found, seeds, part, args.skip_first)
+        for name, found in folders.items()
+        for part in parts_of(name)
+        if part != FUSED
+    }
+    rows += [row for key in earned for row in reward_rows(*key, earned[key])]
+    pairs += [p for x in comparisons(folders) if x[1] != FUSED for p in reward_pairs(*x, earned)]
+    guarded = {name: earned[name, GUARDED] for name in folders}
     about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
     chosen = args.work / "temperatures.json"
     about |= {
         "settings": Bundle.load(folders[OURS][seeds[0]]).config["aligned"] if OURS in folders else {},
         "temperatures": read_json(chosen) if chosen.exists() else None,
+        "skip_first": args.skip_first,
         "ndcg_per_seed": {
-            n: [round(float(ndcg(x, 10).mean()), 6) for x in np.split(ranked[n, "alone"].ranks, len(seeds))]
-            for n in folders
+            f"{n}: {part}": [round(float(ndcg(x, 10).mean()), 6) for x in np.split(r.ranks, len(seeds))]
+            for (n, part), r in ranked.items()
         },
-        "scenario_matrix": {n: matrix(earned[n]) for n in ("untouched", OURS) if n in earned},
-        "control": control(earned),
-        "steadiness": {n: steadiness(found, seeds) for n, found in folders.items() if n != "untouched"},
+        "scenario_matrix": {n: matrix(guarded[n]) for n in WHOLE if n in guarded},
+        "control": control(guarded),
+        "steadiness": {n: steadiness(found, seeds) for n, found in folders.items() if n != UNTOUCHED},
     }
     report = Report(f"{first.dataset.name}: policy losses", tuple(rows), tuple(pairs), about)
     save(report, args.out)
@@ -265,39 +198,62 @@ def table(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(folders)} arms, {len(seeds)} seeds")
 
 
-def rewards_of(found: dict[int, Path], seeds: list[int]) -> dict[str, np.ndarray]:
-    """The arrays of `scenario_rewards`, those of all seeds one after the other."""
-    each = [np.load(found[s] / "report" / "rewards.npz") for s in seeds]
-    return {key: np.concatenate([e[key] for e in each]) for key in each[0].files}
+def parts_of(name: str) -> tuple[str, ...]:
+    """What is measured of an arm: the untouched model has no last weights."""
+    return (GUARDED, *((LAST,) if name != UNTOUCHED else ()), *((FUSED,) if name in WHOLE else ()))
+
+
+def comparisons(folders: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(arm, part, baseline, its part): every arm less the untouched model, SA-GCPO less every other arm."""
+    out = []
+    for name in folders:
+        for part in parts_of(name) if name != UNTOUCHED else ():
+            out.append((name, part, UNTOUCHED, FUSED if part == FUSED else GUARDED))
+            others = [n for n in folders if n not in (name, UNTOUCHED) and part in parts_of(n)]
+            out += [(name, part, n, part) for n in others] if name == OURS else []
+    return out
+
+
+def rewards_of(found: dict[int, Path], seeds: list[int], part: str, skip: int) -> dict[str, np.ndarray]:
+    """The arrays of `scenario_rewards`, all seeds one after the other, without a user's first requests."""
+    each = [np.load(found[s] / "report" / f"{part}-rewards.npz") for s in seeds]
+    whole = {key: np.concatenate([e[key] for e in each]) for key in each[0].files}
+    return {key: values[whole[f"{key.partition('/')[0]}/place"] >= skip] for key, values in whole.items()}
 
 
 def scenarios_of(earned: dict[str, np.ndarray]) -> list[str]:
     return [key.removesuffix("/users") for key in earned if key.endswith("/users")]
 
 
-def reward_rows(name: str, earned: dict[str, np.ndarray]) -> list[Row]:
+def every_reward(earned: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """slice -> (rewards [B, 1], users [B]): each scenario under its own instruction, and all of them scaled so that
+    their mean is that of the scenarios' means."""
+    names = scenarios_of(earned)
+    found = {f"reward in {s}": (earned[f"{s}/{s}"][:, None], earned[f"{s}/users"]) for s in names}
+    whole = sum(len(users) for _, users in found.values())
+    scaled = [values * whole / (len(names) * max(len(values), 1)) for values, _ in found.values()]
+    return found | {"reward, mean": (np.concatenate(scaled), np.concatenate([u for _, u in found.values()]))}
+
+
+def reward_rows(name: str, part: str, earned: dict[str, np.ndarray]) -> list[Row]:
     """The reward of each scenario under its own instruction, and their mean."""
-    rows, means = [], []
-    for s in scenarios_of(earned):
-        users = earned[f"{s}/users"]
-        found = bootstrap(earned[f"{s}/{s}"][:, None], users)[0]
-        means.append(found.mean)
-        rows.append(Row(name, f"reward in {s}", len(users), len(np.unique(users)), {"reward": found}))
-    nan = float("nan")
-    return [*rows, Row(name, "reward, mean", 0, 0, {"reward": Interval(float(np.mean(means)), nan, nan)})]
+    return [
+        Row(f"{name}: {part}", s, len(users), len(np.unique(users)), {"reward": bootstrap(values, users)[0]})
+        for s, (values, users) in every_reward(earned).items()
+        if len(users)
+    ]
 
 
-def reward_pairs(name: str, earned: dict[str, dict[str, np.ndarray]]) -> list[Comparison]:
-    """Each scenario's reward less the untouched model's; SA-GCPO's less every peer's too."""
-    bases = ["untouched"] if name != "untouched" else []
-    bases += [n for n in earned if n not in (OURS, "untouched")] if name == OURS else []
-    out = []
-    for base in bases:
-        for s in scenarios_of(earned[name]):
-            a, b = (earned[n][f"{s}/{s}"][:, None] for n in (name, base))
-            found = paired(a, b, earned[name][f"{s}/users"])[0]
-            out.append(Comparison(name, base, f"reward in {s}", len(a), {"reward": found}))
-    return out
+def reward_pairs(
+    name: str, part: str, base: str, other: str, earned: dict[tuple[str, str], dict[str, np.ndarray]]
+) -> list[Comparison]:
+    """The difference of two arms in each scenario's reward and in their mean."""
+    ours, theirs = every_reward(earned[name, part]), every_reward(earned[base, other])
+    return [
+        Comparison(f"{name}: {part}", f"{base}: {other}", s, len(users), {"reward": paired(a, theirs[s][0], users)[0]})
+        for s, (a, users) in ours.items()
+        if len(users)
+    ]
 
 
 def matrix(earned: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -309,7 +265,7 @@ def matrix(earned: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 def control(earned: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     """Scenario control of the aligned model: in each scenario its reward less the untouched model's, and less its own
     under each other instruction, as [mean, low, high]."""
-    if OURS not in earned or "untouched" not in earned:
+    if OURS not in earned or UNTOUCHED not in earned:
         return {}
     mine, names = earned[OURS], scenarios_of(earned[OURS])
 
@@ -318,7 +274,7 @@ def control(earned: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
         return [round(x, 4) for x in (i.mean, i.low, i.high)]
 
     return {
-        s: {"untouched": less(s, earned["untouched"][f"{s}/{s}"])}
+        s: {UNTOUCHED: less(s, earned[UNTOUCHED][f"{s}/{s}"])}
         | {f"told {t}": less(s, mine[f"{s}/{t}"]) for t in names if t != s}
         for s in names
     }
@@ -345,7 +301,7 @@ def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> N
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name, found in folders.items():
-        if name == "untouched":
+        if name == UNTOUCHED:
             continue
         logs = []
         for s in seeds:
@@ -360,8 +316,9 @@ def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> N
             values = np.array([[v for _, v in one] for one in every])
             steps = [step for step, _ in every[0]]
             if key == "reward":  # a running mean over five batches
-                values = np.stack([np.convolve(v, np.ones(5) / 5, "valid") for v in values])
-                steps = steps[2 : 2 + values.shape[1]]
+                span = min(5, values.shape[1])
+                values = np.stack([np.convolve(v, np.ones(span) / span, "valid") for v in values])
+                steps = steps[span // 2 :][: values.shape[1]]
             line = axes.plot(steps, values.mean(0), label=name, lw=wide)[0]
             axes.fill_between(steps, values.min(0), values.max(0), alpha=0.12, color=line.get_color(), lw=0)
     for axes, title in ((left, "validation NDCG@10, averaged weights"), (right, "reward of the rollouts")):
@@ -373,7 +330,7 @@ def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> N
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("fit", help="fit the initial bundles")
@@ -388,16 +345,21 @@ def main() -> int:
     three.set_defaults(run=run)
     four = commands.add_parser("table", help="the table over finished arms")
     four.add_argument("--out", type=Path, required=True)
+    four.add_argument("--skip-first", type=int, default=0, help="test requests of each user that are left out")
     four.set_defaults(run=table)
-    for each in (one, three):
+    for each in (one, two, three):
         each.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     for each in (two, three):
         each.add_argument("--start", type=Path, nargs="+", help="finished bundles, one per seed 0, 1, ...")
         each.add_argument("--steps", type=int, default=AlignConfig.steps, help="optimiser steps of every arm")
+        each.add_argument("--learning-rate", type=float, default=AlignConfig.learning_rate)
+        each.add_argument("--updates", type=int, default=AlignConfig.updates)
+        each.add_argument("--rollouts", choices=ROLLOUTS, default=AlignConfig.rollouts)
+        each.add_argument("--ranking", choices=RANKINGS, default=AlignConfig.ranking)
         each.add_argument("--requests", type=int, default=500, help="test requests judged in each scenario")
     for each in (one, two, three, four):
         each.add_argument("--work", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         args.run(args)
     except GenrecError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,18 @@ import torch
 
 from genrec.alignment.judges import Bench, Judge
 from genrec.alignment.rewards import Rewards, ScenarioWeights
+from genrec.candidates import allowed_items
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.generator.batches import ScenarioTask, TrainingData
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
+from genrec.generator.search import make_history, make_request, score_items
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
+from genrec.tools.fusion import standardise
 from training.align import verdict
 from training.align_config import LOSSES, AlignConfig
-from training.policy import Aligner, Positions, advantages_of, histogram, loss_function
+from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function
 
 ITEMS, DIMENSIONS = 24, 8
 
@@ -59,6 +63,19 @@ def world() -> tuple[GeneratorModel, Positions, Bench]:
     return model, Positions(data, fold, x), bench
 
 
+class Ranker:
+    """A tool that ranks the same for everyone: the higher the row, the better."""
+
+    def score_all(self, contexts: list) -> np.ndarray:
+        return np.tile(np.arange(ITEMS, dtype=np.float32), (len(contexts), 1))
+
+
+def ranked(bench: Bench) -> Bench:
+    judges = tuple(replace(j, tools={"ranker": Ranker()}) for j in bench.judges)  # type: ignore[dict-item]
+    return replace(bench, judges=judges, fusion=lambda _: {"ranker": 1.0})
+
+
+RANKING = ScenarioWeights({"home": {"ranking": 1.0}}, {"home": 1.0})
 TAIL = ScenarioWeights(
     {n: {"format": 0.1, "tail": 0.9} for n in ("home", "item", "search", "discovery")}, {"home": 1.0}
 )
@@ -96,6 +113,60 @@ def test_every_loss_earns_more_of_what_is_rewarded(loss: str, tmp_path: Path) ->
     assert all(not line["skipped"] for line in said[1:])
 
 
+@pytest.mark.parametrize("rollouts", ["sampled", "beam"])
+def test_the_anchored_ranking_leads_to_the_start_times_the_rankers_exponential(rollouts: str, tmp_path: Path) -> None:
+    """pi0 exp(s / beta), among what may be recommended: the order of the fused list."""
+    model, positions, bench = world()
+    config = settings(steps=60, anchor=0.0, evaluate_steps=60, rollouts=rollouts, group=12, beta=1.0, average=0.5,
+                      injected=4, floor=False)  # fmt: skip
+    run = Aligner(model, positions, ranked(bench), RANKING, config)
+    assert run.start is not None
+    contexts, _ = positions.draw(30, {"home": 1.0}, np.random.default_rng(5))
+    history, request = make_history(contexts, 6), make_request(model, contexts)
+    every = torch.arange(ITEMS).expand(30, -1)
+    allowed = torch.from_numpy(allowed_items(contexts, ITEMS))
+
+    def log_p(scores: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(~allowed, -1e9).log_softmax(-1)
+
+    s = torch.from_numpy(standardise(Ranker().score_all(contexts)))
+    start = log_p(score_items(run.start, history, request, every))
+    aim = log_p(start + s)
+    run.run(tmp_path, constant, lambda _: None)
+    run.use(run.average)
+    end = log_p(score_items(run.model, history, request, every))
+    far, near = ((aim.exp() * (aim - x)).sum(1).mean() for x in (start, end))
+    assert near < 0.75 * far
+    assert log(tmp_path)[-1]["drift"] > 0
+
+
+def test_a_beams_last_completions_are_the_target_and_the_rankers_best() -> None:
+    model, positions, bench = world()
+    run = Aligner(model, positions, ranked(bench), RANKING, settings(rollouts="beam", group=8, injected=4))
+    rollout = run.roll_out()
+    wanted = rollout.rewards.hits.sum(1)
+    allowed = allowed_items(rollout.contexts, ITEMS)
+    floors = np.isfinite(rollout.rewards.floor)
+    assert (wanted[floors] == 1).all() and floors.any()
+    for items, may in zip(rollout.items.tolist(), allowed, strict=True):
+        assert len(set(items)) == 8 and may[items].all()
+        assert set(np.flatnonzero(may)[-3:].tolist()) <= set(items)
+    _, said = run.update(rollout, None)  # pi_old is taken of what was injected too
+    assert said["ratio_mean"] == 1.0 and not said["skipped"]
+
+
+def test_shuffled_rewards_and_no_policy_loss_are_controls() -> None:
+    one, two = (aligner(settings(shuffled=x), ScenarioWeights.load()).roll_out() for x in (False, True))
+    assert torch.equal(one.items, two.items)
+    assert (np.sort(one.rewards.total, 1) == np.sort(two.rewards.total, 1)).all()
+    assert (one.rewards.total != two.rewards.total).any()
+    run = aligner(settings(policy=0.0, anchor=0.0))
+    before = [p.detach().clone() for p in run.parameters]
+    _, said = run.update(run.roll_out(), None)
+    assert said["gradient_norm"] == 0
+    assert all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(before, run.parameters, strict=True))  # weight decay
+
+
 def test_the_untouched_model_comes_back_where_nothing_is_better(tmp_path: Path) -> None:
     run = aligner(settings())
     before = [p.detach().clone() for p in run.parameters]
@@ -103,7 +174,7 @@ def test_the_untouched_model_comes_back_where_nothing_is_better(tmp_path: Path) 
     model = run.run(tmp_path, lambda _: {"ndcg": next(values)}, lambda _: None)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert verdict((tmp_path / "log.jsonl").read_text()) == (
-        "validation NDCG@10 0.9000 was never exceeded: the model stays as it was"
+        "validation NDCG@10 0.9000: no later weights passed the guard, the model stays as it was"
     )
 
 
@@ -119,6 +190,19 @@ def test_the_best_average_is_kept_and_patience_ends_the_run(tmp_path: Path) -> N
     assert len(seen) == 4 and run.step == 18  # two validations after the best, then the end
     assert torch.equal(model.start, seen[1])
     assert verdict((tmp_path / "log.jsonl").read_text()) == "validation NDCG@10 0.1000 -> 0.7000 at step 6"
+
+
+def test_the_guard_against_harm_keeps_the_last_weights_that_are_not_significantly_worse(tmp_path: Path) -> None:
+    run = aligner(settings(steps=60, guard="harm", patience=2))
+    values, seen = iter([(0.5, 0.0), (0.3, 0.1), (0.4, 0.01), (0.2, -0.01), (0.1, -0.2), (0.9, 0.9)]), []
+
+    def evaluate(m: GeneratorModel) -> dict[str, float]:
+        seen.append(m.start.detach().clone())
+        return dict(zip(("ndcg", "high"), next(values), strict=True))
+
+    model = run.run(tmp_path, evaluate, lambda _: None)
+    assert len(seen) == 5 and torch.equal(model.start, seen[2])
+    assert verdict((tmp_path / "log.jsonl").read_text()) == "validation NDCG@10 0.5000 -> 0.4000 at step 12"
 
 
 class Killed(Exception):
@@ -167,7 +251,7 @@ def test_the_log_holds_what_must_be_watched(tmp_path: Path) -> None:
     weights = ScenarioWeights.load()
     aligner(settings(steps=6), weights).run(tmp_path, constant, lambda _: None)
     first, *rest = log(tmp_path)
-    assert first == {"step": 0, "validation": {"ndcg": 0.5}, "best": 0.5}
+    assert first == {"step": 0, "validation": {"ndcg": 0.5}, "best": 0.5, "kept": 0}
     for line in rest:
         assert set(line["reward_by_part"]) >= {"format", "hit", "ranking"} and line["reward_by_part"]["format"] == 1
         assert 0 <= line["suppressed"] <= 1 and 0 <= line["groups_without_positive"] <= 1
@@ -198,6 +282,49 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     assert said["skipped"] and all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=True))
 
 
+def test_a_run_resumes_after_a_step_that_was_left_out(tmp_path: Path) -> None:
+    """The optimiser's own count of steps is stored: a skipped one is none of them."""
+
+    def run(folder: Path, kill_at: int | None) -> GeneratorModel:
+        one, calls = aligner(settings(steps=9, checkpoint_seconds=0.0)), 0
+        real = one.loss
+
+        def loss(new: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return new.sum() * torch.nan if one.step == 1 else real(new, *rest)
+
+        def report(_: dict) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                raise Killed
+
+        one.loss = loss
+        return one.run(folder, lambda m: {"ndcg": float(m.start.detach().sum())}, report)
+
+    whole = run(tmp_path / "whole", None)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", 3)  # its checkpoint was written after the first batch, with the skipped step in it
+    resumed = run(tmp_path / "broken", None)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_requests_of_rollouts_follow_the_instructions_of_the_timeline() -> None:
+    model, positions, bench = world()
+    events = positions.data.train.events
+    told = np.where(np.arange(events) % 2, np.arange(events) % 3, -1).astype(np.int32)
+    written = np.random.default_rng(2).normal(size=(3, DIMENSIONS)).astype(np.float32)
+    data = replace(positions.data, told=told, instructions=written)
+    at = np.array([1, 2, 3])
+    queries = np.full((3, DIMENSIONS), np.nan, np.float32)
+    queries[2] = 7.0
+    found = replace(positions, data=data).told(at, queries)
+    assert found is not None and (found[0] == written[1]).all() and np.isnan(found[1]).all() and (found[2] == 7).all()
+    assert positions.told(at, None) is None
+    run = Aligner(model, replace(positions, data=data), bench, TAIL, settings(requests=30))
+    given = run.roll_out().request.instructed
+    assert given.any() and not given.all()
+
+
 def test_requests_take_turns_among_users_and_qualify_for_their_scenario() -> None:
     _, positions, _ = world()
     shares = {"home": 0.25, "item": 0.25, "search": 0.25, "discovery": 0.25}
@@ -225,6 +352,9 @@ def test_missing_and_equal_rewards_say_nothing() -> None:
     assert advantages[0].tolist() == [0, 0, 0]
     assert advantages[1, 2] == 0 and advantages[1, 0] < 0 and zeroed[1].tolist() == [False, True, False]
     assert advantages[2, 1] > 0 and not zeroed[2].any()  # no target, no floor
+    assert advantages[2].tolist() == pytest.approx(total[2] - total[2].mean(), abs=1e-6)  # not divided
+    divided = advantages_of(given, items, settings(ranking="place"))[0]
+    assert float(divided[2].std()) == pytest.approx(1, abs=1e-3)
     for other in (settings(loss="sapo"), settings(floor=False)):
         assert not advantages_of(given, items, other)[1].any()
 
@@ -238,6 +368,14 @@ def test_temperatures_go_to_the_gated_losses_alone() -> None:
     assert loss_function(settings(loss="grpo", temperature_positive=9.0))(new, old, *rest).item() == pytest.approx(-1.2)
 
 
+def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
+    config = settings(steps=400, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(401)]
+    assert rates[0] == pytest.approx(0.05) and max(rates) > 0.99
+    assert rates[200] == pytest.approx(0.5) and rates[400] == pytest.approx(0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+
+
 def test_histograms_are_shares_and_open_above() -> None:
     assert histogram(np.array([0.1, 0.9, 5.0, 1e9]), (0.0, 0.5, 2.0)) == [0.25, 0.25, 0.5]
     assert histogram(np.zeros(0), (0.0, 1.0)) == [0.0, 0.0]
@@ -248,7 +386,10 @@ def test_histograms_are_shares_and_open_above() -> None:
     [({"loss": "ppo"}, "unknown loss 'ppo'; there are: sa-gcpo"), ({"rollouts": "greedy"}, "unknown rollouts"),
      ({"group": 1}, "group is 1; it must be at least 2"), ({"steps": 0}, "steps is 0"),
      ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"), ({"anchor": -1.0}, "anchor is -1.0"),
-     ({"temperature_negative": float("nan")}, "temperature_negative is nan"), ({"average": 1.0}, "average is 1.0")],
+     ({"temperature_negative": float("nan")}, "temperature_negative is nan"), ({"average": 1.0}, "average is 1.0"),
+     ({"ranking": "best"}, "unknown ranking"), ({"guard": "none"}, "unknown guard"), ({"beta": -1.0}, "beta is -1.0"),
+     ({"rollouts": "beam", "injected": 6}, r"injected is 6; it must be less than group \(6\)"),
+     ({"teaching": 1.5}, "teaching is 1.5")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(GenrecError, match=message):
@@ -284,7 +425,9 @@ def test_a_bundle_becomes_an_aligned_bundle_and_stays_one(
     assert (made.semantic_ids.codes == source.semantic_ids.codes).all() and list(made.tools) == list(source.tools)
     lines = [json.loads(x) for x in (out / "report" / "alignment.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 6]
-    assert set(lines[0]["validation"]) == {"ndcg", *source.dataset.scenarios} - {"search"}  # watched in every scenario
+    assert set(lines[0]["validation"]) == {"ndcg", "low", "high", *source.dataset.scenarios} - {
+        "search"
+    }  # watched in every scenario
     assert {name: made.fusion(name)["floors"] for name in made.weights} == {
         name: source.fusion(name)["floors"] for name in made.weights
     }

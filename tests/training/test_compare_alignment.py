@@ -1,0 +1,68 @@
+"""The comparison of policy losses runs to its table, on a shop that takes seconds, and says what is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from alignment_arm import places
+from compare_alignment import main, settled
+from tests_support import shop
+
+from genrec.data import load_dataset, rolling
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny shop with twenty events a user: long enough for the rolling protocol."""
+    made = shop(tmp_path_factory.mktemp("shop"))
+    rng = np.random.default_rng(3)
+    items = [line.split(",")[0] for line in (made / "items.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    lines = ["user,item,timestamp"]
+    for user in range(12):
+        lines += [f"u{user},{item},{1_600_000_000 + 9_000 * n}" for n, item in enumerate(rng.permutation(items)[:20])]
+    (made / "interactions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return made
+
+
+def test_the_comparison_runs_from_fit_to_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, out = ["--work", str(tmp_path / "w")], tmp_path / "out"
+    tiny = [*work, "--seeds", "0", "--steps", "4", "--requests", "8"]
+    assert main(["fit", "--data", str(folder), "--epochs", "1", "--seeds", "0", *work]) == 0
+    assert main(["run", *tiny, "--arms", "untouched"]) == 0
+    assert main(["run", *tiny, "--arms", "sa-gcpo"]) == 0
+    assert main(["table", *work, "--skip-first", "99", "--out", str(out)]) == 2
+    assert "--skip-first 99 leaves no test request" in capsys.readouterr().err
+    assert main(["table", *work, "--skip-first", "1", "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    systems = {row["system"] for row in report["rows"]}
+    assert systems == {f"untouched: {p}" for p in ("guarded", "fused")} | {
+        f"sa-gcpo: {p}" for p in ("guarded", "last", "fused")
+    }
+    means = [row for row in report["rows"] if row["slice"] == "reward, mean"]
+    assert len(means) == 3 and all(row["metrics"]["reward"]["low"] is not None for row in means)
+    assert any(c["slice"] == "reward, mean" and c["baseline"] == "untouched: guarded" for c in report["comparisons"])
+    assert report["about"]["skip_first"] == 1 and (out / "steadiness.png").exists()
+    (tmp_path / "w" / "sa-gcpo.0").rename(tmp_path / "w" / "sa-gcpo.1")
+    assert main(["table", *work, "--out", str(out)]) == 2
+    assert "no seed is finished in every arm (untouched: 0, sa-gcpo: 1)" in capsys.readouterr().err
+
+
+def test_the_place_of_a_request_counts_the_users_older_ones(folder: Path) -> None:
+    test = rolling(load_dataset(str(folder))).test
+    found = places(test, test)
+    for user in np.unique(test.users):
+        mine = found[test.users == user]
+        assert sorted(mine.tolist()) == list(range(len(mine)))
+
+
+def test_a_sweep_is_judged_by_the_last_third() -> None:
+    assert settled([9.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == 5.0 and settled([7.0]) == 7.0
