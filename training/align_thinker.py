@@ -23,7 +23,6 @@ synchronisation fails; not tested here). A killed run that is started again goes
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import shutil
@@ -52,9 +51,20 @@ from genrec.instructions.context import Chat, PromptWriter
 from genrec.instructions.targets import target, titles_of
 from genrec.io import read_json, sha256, write_json
 from genrec.tokenizer.embeddings import embed_texts
-from serving.models import ABOUT, find_model, prompt_of, quiet_transformers
+from serving.models import find_model, prompt_of, quiet_transformers
 from training.fit import SPLITS
-from training.thinker import MODULES, ThinkerConfig, keep_adapter, last_checkpoint, positions, weights_digest
+from training.lora import (
+    add_flags,
+    arguments,
+    base_model,
+    begun,
+    go_on,
+    keep_adapter,
+    last_checkpoint,
+    lora_of,
+    weights_digest,
+)
+from training.thinker import ThinkerConfig, positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +113,11 @@ class AlignThinkerConfig:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         if self.updates < 2:
             raise GenrecError(f"updates is {self.updates}; below 2 every ratio is 1 and the gate does nothing")
+        if self.checkpoint_steps % self.updates:
+            raise GenrecError(
+                f"checkpoint_steps is {self.checkpoint_steps}; it must be a multiple of updates ({self.updates}): "
+                "TRL keeps no batch of instructions over a restart"
+            )
         for name in ("learning_rate", "temperature_positive", "temperature_negative"):
             if not getattr(self, name) > 0:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -288,14 +303,13 @@ def make_trainer(
 ) -> Any:
     """The trainer over these positions, ready to train."""
     try:
-        import peft
+        import peft  # noqa: F401
         import trl
     except ImportError as error:
         raise missing_package(f"{error.name or 'trl'} (it aligns the thinker)", "train") from error
-    import torch
     from datasets import Dataset as Table
     from datasets import disable_progress_bars
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+    from transformers import PrinterCallback, TrainerCallback, set_seed
 
     from serving.llm import choose_dtype
 
@@ -311,58 +325,32 @@ def make_trainer(
     number, why = choose_dtype(config.dtype)
     report(f"thinker: {number} ({why})")
     disable_progress_bars()
-    cuda = torch.cuda.is_available()
     set_seed(config.seed)
     rows = floors(examiner, asked, config.weights) if config.floor else [float("nan")] * len(asked)
     table = Table.from_list([{"prompt": p.chat, "position": i, "floor": rows[i]} for i, p in enumerate(asked)])
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, number))
-        arguments = trl.GRPOConfig(
-            output_dir=str(work / "checkpoints"),
-            max_steps=config.steps,
+        tokenizer, model = base_model(path, number, padding_side="left")
+        settings = trl.GRPOConfig(
+            **arguments(config, work),
             per_device_train_batch_size=config.prompts_per_step * config.group,
             num_generations=config.group,
             gradient_accumulation_steps=1,
             num_iterations=config.updates,
             max_completion_length=config.tokens,
             reward_weights=list(config.weights.values()),
-            learning_rate=config.learning_rate,
             lr_scheduler_type="constant_with_warmup",
-            warmup_steps=max(1, config.steps // 15),
             beta=0.0,
             use_vllm=config.vllm,
             vllm_mode="colocate",
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=not cuda,
-            seed=config.seed,
-            data_seed=config.seed,
-            save_strategy="steps",
-            save_steps=config.checkpoint_steps,
-            save_total_limit=2,
             logging_steps=1,
-            disable_tqdm=True,
-            report_to="none",
-            dataloader_pin_memory=cuda,
-        )
-        depth = int(model.config.num_hidden_layers)
-        lora = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=2 * config.rank,
-            lora_dropout=0.0,
-            target_modules=MODULES,
-            layers_to_transform=list(range(depth // 2, depth)),
-            bias="none",
-            task_type="CAUSAL_LM",
         )
         trainer = trainer_class(config)(
             model=model,
             reward_funcs=reward_functions(examiner, asked),
-            args=arguments,
+            args=settings,
             train_dataset=table,
             processing_class=tokenizer,
-            peft_config=lora,
+            peft_config=lora_of(model, config.rank),
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Lines())
@@ -406,7 +394,7 @@ def measure(trainer: Any, examiner: Examiner, asked: Sequence[Position], config:
 def align(config: AlignThinkerConfig, report: Report = print, command: str | None = None) -> Path:
     """The finished adapter's folder, with before.json and after.json beside its weights; one that was made with the
     same settings is returned as it is."""
-    out, work = Path(config.out), Path(config.out).with_name(Path(config.out).name + ".work")
+    out = Path(config.out)
     path, base = find_model(config.model or None)
     if not Path(path).is_dir():
         raise GenrecError(f"{path} is no folder; aligning needs the model on the disk, with its weights")
@@ -415,13 +403,9 @@ def align(config: AlignThinkerConfig, report: Report = print, command: str | Non
     identity = {k: v for k, v in config.as_dict().items() if k not in ("out", "bundle")}
     identity |= {"genrec": __version__, "prompt": template.name, "prompt_version": template.version, "base": base}
     identity |= {"bundle": sha256(config.bundle / MANIFEST)}
-    if out.exists() and any(out.iterdir()):
-        if (out / ABOUT).is_file() and read_json(out / ABOUT).get("settings") == identity:
-            report(f"{out} is there already, made with the same settings")
-            return out
-        raise GenrecError(f"{out} exists and was made with other settings; remove it or choose another --out")
-    if (work / "config.json").exists() and read_json(work / "config.json") != identity:
-        raise GenrecError(f"{work} holds a started run with other settings; remove it or choose another --out")
+    work = begun(out, identity, report)
+    if work is None:
+        return out
     examiner = Examiner(bundle, template)
     write_json(work / "config.json", identity)
     split = SPLITS[bundle.config["protocol"]](bundle.dataset)
@@ -441,7 +425,7 @@ def align(config: AlignThinkerConfig, report: Report = print, command: str | Non
     checkpoint = last_checkpoint(work)
     if checkpoint:
         report(f"thinker: goes on at {checkpoint.name}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    go_on(trainer, checkpoint, config.steps)
     results: dict[str, Any] = {"log": [line for line in trainer.state.log_history if "reward" in line]}
     if measured:
         results |= {"before": read_json(work / "before.json"), "after": measure(trainer, examiner, measured, config)}
@@ -467,16 +451,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = {"str": str, "int": int, "float": float, "Path": Path}
-    for f in dataclasses.fields(AlignThinkerConfig):
-        needed = f.default is dataclasses.MISSING
-        shown = "" if needed else f" (default: {f.default if f.default != '' else 'none'})"
-        flag, said = "--" + f.name.replace("_", "-"), f.metadata["help"] + shown
-        if str(f.type) == "bool":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=f.default, help=said)
-        else:
-            default = None if needed else f.default
-            parser.add_argument(flag, type=kinds[str(f.type)], required=needed, default=default, help=said)
+    add_flags(parser, AlignThinkerConfig)
     try:
         given = sys.argv[1:] if argv is None else argv
         align(AlignThinkerConfig(**vars(parser.parse_args(argv))), _say, f"{parser.prog} {shlex.join(given)}")

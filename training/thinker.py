@@ -20,7 +20,6 @@ and stay in <out>.work; the adapter itself is safetensors and JSON.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import shutil
@@ -40,9 +39,20 @@ from genrec.errors import GenrecError, missing_package
 from genrec.evaluation.report import provenance
 from genrec.instructions.context import Chat, PromptWriter
 from genrec.instructions.targets import target, titles_of
-from genrec.io import read_json, sha256, write_json
-from serving.models import ABOUT, find_model, quiet_transformers, whole_folder
+from genrec.io import write_json
+from serving.models import find_model, quiet_transformers
 from training.config import PROTOCOLS
+from training.lora import (
+    add_flags,
+    arguments,
+    base_model,
+    begun,
+    go_on,
+    keep_adapter,
+    last_checkpoint,
+    lora_of,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -51,7 +61,6 @@ Report = Callable[[str], None]
 Example = dict[str, Chat]  # prompt and completion, as TRL wants a conversation
 
 LEAST = 5  # events that a prompt is written from
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # of a Llama layer
 
 
 @dataclass(frozen=True)
@@ -153,22 +162,17 @@ def train(config: ThinkerConfig, report: Report = print, command: str | None = N
 
     command: for the provenance, that of this process by default.
     """
-    out, work = Path(config.out), Path(config.out).with_name(Path(config.out).name + ".work")
+    out = Path(config.out)
     path, base = find_model(config.model or None)
     if not Path(path).is_dir():
         raise GenrecError(f"{path} is no folder; fine-tuning needs the model on the disk, with its weights")
     template = prompts.load(config.prompt)
     identity = config.as_dict() | {"genrec": __version__, "prompt_version": template.version, "base": base}
     identity.pop("out")
-    if out.exists() and any(out.iterdir()):
-        if (out / ABOUT).is_file() and read_json(out / ABOUT).get("settings") == identity:
-            report(f"{out} is there already, made with the same settings")
-            return out
-        raise GenrecError(f"{out} exists and was made with other settings; remove it or choose another --out")
-    started = work / "config.json"
-    if started.exists() and read_json(started) != identity:
-        raise GenrecError(f"{work} holds a started run with other settings; remove it or choose another --out")
-    write_json(started, identity)
+    work = begun(out, identity, report)
+    if work is None:
+        return out
+    write_json(work / "config.json", identity)
 
     from training.fit import SPLITS
 
@@ -185,10 +189,7 @@ def train(config: ThinkerConfig, report: Report = print, command: str | None = N
     if checkpoint:
         report(f"thinker: goes on at {checkpoint.name}")
     losses = {"before": _loss(trainer) if measured else None}
-    if checkpoint and step_of(checkpoint) == (config.stop or config.steps):  # training on would take a step too many
-        trainer._load_from_checkpoint(str(checkpoint))
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    go_on(trainer, checkpoint, config.stop or config.steps)
     losses["after"] = _loss(trainer) if measured else None
     about = {
         "settings": identity,
@@ -213,14 +214,13 @@ def make_trainer(
 ) -> Trainer:
     """TRL's SFTTrainer over these examples, ready to train; its loss is on the completions alone."""
     try:
-        import peft
+        import peft  # noqa: F401
         import trl
     except ImportError as error:
         raise missing_package(f"{error.name or 'trl'} (it fine-tunes the thinker)", "train") from error
-    import torch
     from datasets import Dataset as Table
     from datasets import disable_progress_bars
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+    from transformers import TrainerCallback, set_seed
 
     from serving.llm import choose_dtype
 
@@ -245,52 +245,26 @@ def make_trainer(
     number, why = choose_dtype(config.dtype)
     report(f"thinker: {number} ({why})")
     disable_progress_bars()
-    cuda = torch.cuda.is_available()
     set_seed(config.seed)  # the adapter is drawn before the trainer sets its own seed
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, number))
-        arguments = trl.SFTConfig(
-            output_dir=str(work / "checkpoints"),
-            max_steps=config.steps,
+        tokenizer, model = base_model(path, number)
+        settings = trl.SFTConfig(
+            **arguments(config, work),
             per_device_train_batch_size=config.batch,
             per_device_eval_batch_size=config.batch,
-            learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=max(1, config.steps // 15),
             completion_only_loss=True,
             max_length=None,
             packing=False,
-            gradient_checkpointing=False,
-            bf16=False,  # no autocast: the base is in `number` already, the adapter in float32
-            use_cpu=not cuda,
-            seed=config.seed,
-            data_seed=config.seed,
-            save_strategy="steps",
-            save_steps=config.checkpoint_steps,
-            save_total_limit=2,
             logging_steps=10,
-            disable_tqdm=True,
-            report_to="none",
-            dataloader_pin_memory=cuda,
-        )
-        depth = int(model.config.num_hidden_layers)
-        lora = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=2 * config.rank,
-            lora_dropout=0.0,
-            target_modules=MODULES,
-            layers_to_transform=list(range(depth // 2, depth)),  # nothing is propagated back through the lower half
-            bias="none",
-            task_type="CAUSAL_LM",
         )
         trainer = trl.SFTTrainer(
             model=model,
-            args=arguments,
+            args=settings,
             train_dataset=Table.from_list(taught),
             eval_dataset=Table.from_list(measured) if measured else None,
             processing_class=tokenizer,
-            peft_config=lora,
+            peft_config=lora_of(model, config.rank),
         )
     from transformers import PrinterCallback
 
@@ -299,54 +273,8 @@ def make_trainer(
     return trainer
 
 
-def last_checkpoint(work: Path) -> Path | None:
-    """The newest whole checkpoint; one that a kill cut off has no trainer_state.json, which is written last."""
-    whole = [p.parent for p in (work / "checkpoints").glob("checkpoint-*/trainer_state.json") if _readable(p)]
-    return max(whole, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step at which TRL wrote a checkpoint."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def _readable(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except ValueError:
-        return False
-
-
 def _loss(trainer: Trainer) -> float:
     return round(float(trainer.evaluate()["eval_loss"]), 4)
-
-
-def weights_digest(folder: Path) -> str:
-    """sha256 over the digests of the folder's safetensors files, in order of name."""
-    import hashlib
-
-    return hashlib.sha256("".join(sha256(p) for p in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
-
-
-def keep_adapter(trainer: Trainer, out: Path, about: dict[str, Any]) -> None:
-    """Adapter weights in bfloat16, their configuration and the provenance; whole or not at all."""
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    model: Any = trainer.model
-    weights = {
-        k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(model).items()
-    }
-    settings = model.peft_config["default"].to_dict()
-    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items() if v is not None}
-    settings |= {"base_model_name_or_path": about["base"]["model"], "inference_mode": True}
-    with whole_folder(out) as temporary:
-        save_file(weights, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / "adapter_config.json", settings)
-        write_json(temporary / ABOUT, about)
-        if out.is_dir():
-            out.rmdir()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -354,19 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.thinker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for f in dataclasses.fields(ThinkerConfig):
-        needed = f.default is dataclasses.MISSING
-        kind = {"str": str, "int": int, "float": float, "Path": Path}[str(f.type)]
-        shown = "" if needed else f" (default: {f.default if f.default != '' else 'none'})"
-        parser.add_argument(
-            "--" + f.name.replace("_", "-"),
-            dest=f.name,
-            type=kind,
-            required=needed,
-            default=None if needed else f.default,
-            choices=f.metadata.get("choices"),
-            help=f.metadata["help"] + shown,
-        )
+    add_flags(parser, ThinkerConfig)
     try:
         given = sys.argv[1:] if argv is None else argv
         train(ThinkerConfig(**vars(parser.parse_args(argv))), _say, f"{parser.prog} {shlex.join(given)}")

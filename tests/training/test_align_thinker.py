@@ -84,7 +84,8 @@ def test_reward_functions_are_what_trl_calls_and_share_one_judgement() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"updates": 1}, "below 2 every ratio is 1"), ({"group": 1}, "group is 1"), ({"learning_rate": 0.0}, "above 0"),
-     ({"help_weight": -1.0}, "must be 0 or more"), ({"tokens": 1}, "tokens is 1")],
+     ({"help_weight": -1.0}, "must be 0 or more"), ({"tokens": 1}, "tokens is 1"),
+     ({"updates": 3, "checkpoint_steps": 10}, r"must be a multiple of updates \(3\)")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(GenrecError, match=message):

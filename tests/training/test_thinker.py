@@ -21,7 +21,8 @@ from genrec.instructions import parse
 from serving.llm.base import repetition_penalty
 from serving.models import ABOUT, find_model, merged_model, prompt_of
 from training import instructions
-from training.thinker import ThinkerConfig, examples, last_checkpoint, main, make_trainer, positions, train
+from training.lora import last_checkpoint
+from training.thinker import ThinkerConfig, examples, main, make_trainer, positions, train
 
 
 @pytest.fixture(scope="module")
