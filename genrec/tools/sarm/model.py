@@ -140,7 +140,8 @@ class SARMModel(nn.Module):
     def encode(self, base: Tensor, domain: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors int [K, T] of items with the table's rows ids [K] -> h_CLS, h_TAR [K, d] (zeros where there is no
         target attention), shares [K, 1 + T], values [K, 1 + T, d]. Away from the request."""
-        return self.identify(*self.encoder(base, domain), ids)
+        outputs, mask = self.encoder(base, domain)
+        return self.identify(outputs, mask, ids)
 
     def identify(self, outputs: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same, of the encoder's outputs."""
