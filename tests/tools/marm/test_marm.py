@@ -128,7 +128,7 @@ def test_scoring_writes_nothing_and_observing_does(fitted: MARM, task: Task) -> 
 def test_what_was_said_of_an_observed_event_is_read_later(task: Task, tmp_path: Path) -> None:
     tool = MARM.fit(task, SMALL, TrainConfig(epochs=1, batch=16))
     context = task.samples.sequences.context(0)
-    grown = replace(context, history=(*context.history, 1))
+    grown = replace(context, history=(*context.history, 1), times=(), weights=())
     with pytest.raises(GenrecError, match="labels must be"):
         tool.observe([context], np.array([1]), np.array([1.0]))
     tool.observe([context], np.array([1]))
