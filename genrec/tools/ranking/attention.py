@@ -162,7 +162,9 @@ class Stack(nn.Module):
     def _causal(
         self, x: Tensor, feedback: Tensor, known: Tensor | None, layers: list[Layer]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """o and the next h of each layer."""
+        """o and the next h of each layer; without any, no mask is made either."""
+        if not layers:
+            return
         steps = torch.arange(x.shape[1], device=x.device)
         distance = steps[:, None] - steps
         allowed = ((distance >= 1) & (distance <= self.n))[None]
