@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--window",
         type=_positive,
-        default=10,
+        default=3,
         metavar="N",
         help="new events that make one stale (default: %(default)s)",
     )

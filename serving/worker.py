@@ -50,7 +50,7 @@ class WorkerConfig:
     longer than a chunk takes."""
 
     scenarios: tuple[str, ...] = (HOME,)
-    window: int = 10
+    window: int = 3
     max_age: float = 7 * DAY
     expire: float = 30 * DAY
     tokens: int | None = None
