@@ -29,8 +29,8 @@ from genrec.tools import Tool
 from genrec.tools.fusion import contenders, fit_weights, standardise
 
 if TYPE_CHECKING:
+    from genrec.generator.model import GeneratorModel
     from genrec.instructions.timeline import Timeline
-from genrec.generator.model import GeneratorModel
 
 CHUNK = 256
 WIDTH = 50
@@ -48,7 +48,7 @@ def instruction_vectors(parts: Bundle, requests: EvalSet, timeline: Timeline | N
     """What each request tells the generator, embedded, float32 [B, text_dim], NaN rows for nothing: its query, else the
     instruction of the timeline (default: the bundle's). None where nothing is ever told: the bundle cannot read text,
     or no request has a query and there is no timeline."""
-    timeline = timeline or parts.timeline
+    timeline = parts.timeline if timeline is None else timeline
     if parts.config["embeddings"]:
         return None
     texts: dict[int, str] = {}

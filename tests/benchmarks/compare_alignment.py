@@ -69,6 +69,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "shuffled-rewards": {"loss": "sa-gcpo", "shuffled": True},
     "taught": {"policy": 0.0, "teaching": 0.7},
 }
+BUDGET = ("steps", "updates", "requests", "group", "rollouts", "ranking", "learning_rate", "anchor", "genrec")
 TEMPERATURES = ((1.0, 2.0), (2.0, 1.0), (2.0, 5.0), (5.0, 2.0))
 FLAGS = ("learning_rate", "updates", "rollouts", "ranking")  # of AlignConfig, the same in every arm
 
@@ -141,6 +142,16 @@ def run(args: argparse.Namespace) -> None:
             print(f"{name}.{seed}: {time.perf_counter() - clock:.0f} s", flush=True)
 
 
+def check_budgets(configs: dict[str, dict[str, Any]]) -> None:
+    """Raises GenrecError where two arms were given different budgets."""
+    name, first = next(iter(configs.items()))
+    for other, config in configs.items():
+        for key in BUDGET:
+            mine, theirs = first["aligned"].get(key), config["aligned"].get(key)
+            if mine != theirs:
+                raise GenrecError(f"{name} was made with {key} {mine}, {other} with {theirs}; they cannot be compared")
+
+
 def table(args: argparse.Namespace) -> None:
     clock = time.perf_counter()
     folders = {name: found for name, found in finished(args.work).items() if name in ARMS}
@@ -151,6 +162,7 @@ def table(args: argparse.Namespace) -> None:
     if not seeds:
         have = ", ".join(f"{name}: {' '.join(map(str, sorted(found)))}" for name, found in folders.items())
         raise GenrecError(f"no seed is finished in every arm ({have}); run the missing ones first")
+    check_budgets({path.name: Bundle.load(path).config for found in folders.values() for path in found.values()})
     first = Bundle.load(folders[UNTOUCHED][seeds[0]])
     split = SPLITS[first.config["protocol"]](first.dataset)
     kept = np.flatnonzero(places(split.test, split.test) >= args.skip_first)

@@ -186,10 +186,10 @@ def tfidf(task: Task, at: np.ndarray) -> np.ndarray:
         part = at[start : start + 512]
         contexts = []
         for p in part.tolist():
-            first = int(s.offsets[s.user_of[p]])
-            told = task.feedback[first:p, 0]
+            first, end = int(s.offsets[s.user_of[p]]), int(task.known[p])  # events of the same second are not known
+            told = task.feedback[first:end, 0]
             told = (told - told.mean()) / len(told) if len(told) else told
-            contexts.append(UserContext(history=tuple(s.items[first:p].tolist()), weights=tuple(told.tolist())))
+            contexts.append(UserContext(history=tuple(s.items[first:end].tolist()), weights=tuple(told.tolist())))
         out[start : start + 512] = tool.score_all(contexts)[np.arange(len(part)), s.items[part]][:, None]
     return out
 

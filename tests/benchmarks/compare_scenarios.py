@@ -5,8 +5,9 @@
 
 Arms: `unified` learns all scenarios, as `genrec fit` does; `home`, `item`, `search` and `favourites` learn theirs
 alone, from every training position that qualifies for it, and keep the weights that rank its own validation requests
-best; `unified` keeps those that rank home's best. All share data, semantic IDs, tools, size and epochs of their seed,
-and the tools teach all of them the same share of their early targets (a search has its own: the query tells the item).
+best; `unified` keeps those that rank home's best. All share data, semantic IDs, tools, size and epochs of their seed.
+Tools teach the same share of early targets: `unified` at its home positions, as `genrec fit` does, the others at their
+own; `search` is not taught, since its query tells the item.
 Each scenario's test requests are ranked by the unified model and by its own, without any tool.
 
 Not inferior: the lower end of the paired 95 % interval of NDCG@10, unified minus own, is above -MARGIN of the own

@@ -66,12 +66,14 @@ def run_arms(
 
 def finished(work: Path, arms: Sequence[str], identity: dict[str, Any]) -> dict[str, dict[int, Found]]:
     """arm -> seed -> what was found, of the arms that are there. Raises GenrecError where one was made with something
-    else than `identity`, a part of that of `run_arms`."""
+    else than `identity`, a part of that of `run_arms`, or than another of them."""
     out: dict[str, dict[int, Found]] = {}
+    identity = dict(identity)
     for arm in arms:
         for path in sorted(work.glob(f"{arm}.[0-9]*.npz")):
             found = _read(path)
             _checked(path, found, identity)
+            identity = found.about.get("identity", identity)
             out.setdefault(arm, {})[int(path.name.removesuffix(".npz").rpartition(".")[2])] = found
     if not out:
         raise GenrecError(f"{work} holds no finished arm: run this script's `run` first")
