@@ -170,7 +170,7 @@ PARTS: dict[str, Part] = {
 }
 RANKING = "ranking"  # the part that `score` may stand for
 GROUP = ("diversity",)  # parts that depend on the rest of the group
-LEAST_PRICE = 0.1  # of drift: where the tools alone rank best, pi is not made their echo
+LEAST_PRICE = 1.5  # of drift; at .2, as one fused list had it, pi became an echo of the tools (docs/alignment.md)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_shuffled_rewards_are_those_of_the_same_group() -> None:
 
 @pytest.mark.parametrize(
     ("fused", "price"),
-    [({"ease": 0.2, "markov": 0.2, "generator": 0.6}, 1.5), ({"ease": 1.0, "generator": 0.0}, LEAST_PRICE),
+    [({"ease": 0.1, "markov": 0.1, "generator": 0.8}, 4.0), ({"ease": 1.0, "generator": 0.0}, LEAST_PRICE),
      ({"ease": 1.0}, LEAST_PRICE), ({"generator": 1.0}, 1.0), ({"ease": 0.0, "generator": 1.0}, 1.0)],
 )  # fmt: skip
 def test_the_price_of_drift_is_the_generators_weight_over_the_tools(fused: dict[str, float], price: float) -> None:
