@@ -42,6 +42,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from alignment_arm import FUSED, GUARDED, LAST, OURS, UNTOUCHED, WHOLE, AlignmentArm, places
 from arms import finished
+from command import run_command
 
 from genrec.bundle import MANIFEST, Bundle
 from genrec.errors import GenrecError
@@ -371,13 +372,7 @@ def main(argv: list[str] | None = None) -> int:
         each.add_argument("--requests", type=int, default=500, help="test requests judged in each scenario")
     for each in (one, two, three, four):
         each.add_argument("--work", type=Path, required=True)
-    args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except GenrecError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, argv)
 
 
 if __name__ == "__main__":

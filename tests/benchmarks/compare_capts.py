@@ -30,6 +30,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from command import run_command
 from kept import check, claim, fingerprint
 
 from genrec.contracts import UserContext
@@ -331,13 +332,7 @@ def main() -> int:
             one.add_argument("--quotas", type=int, nargs="*", default=[5, 10, 20, 40], help="of the quota curve")
         else:
             one.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    try:
-        args.run(args)
-    except GenrecError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser)
 
 
 if __name__ == "__main__":

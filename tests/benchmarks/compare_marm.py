@@ -33,6 +33,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from command import run_command
 from ranking_arms import (
     PLANTED,
     Found,
@@ -330,14 +331,8 @@ def main() -> int:
     one.add_argument("--work", type=Path, required=True)
     one.add_argument("--out", type=Path, required=True)
     one.set_defaults(run=law)
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        args.run(args)
-    except GenrecError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from command import run_command
 from ranking_arms import (
     Found,
     asked_for,
@@ -49,7 +50,6 @@ from ranking_arms import (
 
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
-from genrec.errors import GenrecError
 from genrec.evaluation.auc import gauc
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
@@ -258,14 +258,8 @@ def main() -> int:
         common_flags(one, arms)
         one.add_argument("--out", type=Path, required=True)
         one.set_defaults(run=lambda args, cold=cold: table(args, cold))
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        args.run(args)
-    except GenrecError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from arms import Arm, finished
+from command import run_command
 
 from genrec.bundle import Bundle
 from genrec.contracts import HOME
@@ -158,13 +159,7 @@ def main() -> int:
     one.add_argument("--work", type=Path, required=True)
     one.add_argument("--out", type=Path, required=True)
     one.set_defaults(run=table)
-    args = parser.parse_args()
-    try:
-        args.run(args)
-    except GenrecError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser)
 
 
 if __name__ == "__main__":
