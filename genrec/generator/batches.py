@@ -154,6 +154,6 @@ class TrainingData:
             History(torch.from_numpy(rows).long(), torch.from_numpy(gaps).float(), torch.from_numpy(weights).float()),
             torch.from_numpy(targets).long(),
             torch.from_numpy(np.where(real, s.weights[after], 0)).float(),
-            Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed))),
+            Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed, rows.astype(np.int64)))),
             torch.from_numpy(chosen).long(),
         )

@@ -5,6 +5,8 @@ OxygenREC (2512.22386): an encoder-decoder with P(Y | X, I_s, I_r); the decoder'
 optional trigger item in one token; I_r is a text embedding through an adapter, or a learned default.
 
 Ours, where the paper is silent:
+- BOS carries the newest event, in a projection of its own: what was done last says most about what comes next, and
+  attention alone finds it late in training.
 - One encoder position per event: its code embeddings, a projection of its text embedding, an item
   embedding (absent for new items), time gap and weight, summed. The encoder is causal, so that one pass
   trains every position of a sequence.
@@ -64,13 +66,15 @@ class Request:
     """What steers the decoder, per user and request position.
 
     scenario: int64 [B, Q]; trigger: int64 rows [B, Q], -1 for none; instruction: float [B, Q, text_dim];
-    instructed: bool [B, Q], False where the learned default stands in.
+    instructed: bool [B, Q], False where the learned default stands in; newest: int64 rows [B, Q] of the history's
+    newest event, -1 for an empty history.
     """
 
     scenario: Tensor
     trigger: Tensor
     instruction: Tensor
     instructed: Tensor
+    newest: Tensor
 
     def to(self, device: torch.device | str) -> Request:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
@@ -117,6 +121,7 @@ class GeneratorModel(PreTrainedModel):
         self.gap = nn.Embedding(GAP_BUCKETS, d)
         self.weight = nn.Linear(1, d, bias=False)
         self.start = nn.Parameter(torch.empty(d))
+        self.newest = nn.Linear(d, d, bias=False)
         self.scenario = nn.Embedding(len(config.scenarios), d)
         self.no_trigger = nn.Parameter(torch.empty(d))
         self.trigger = nn.Linear(d, d, bias=False)
@@ -273,8 +278,9 @@ class GeneratorModel(PreTrainedModel):
 
     def prefix_tokens(self, request: Request) -> Tensor:
         """[BOS, I_s, I_r] as vectors: [B, Q, 3, d]."""
+        newest = self.newest(self.item_vectors(request.newest.clamp(min=0))) * (request.newest >= 0).unsqueeze(-1)
         scenario, given = self.scenario_tokens(request), self.instruction_tokens(request)
-        return torch.stack([self.start.expand_as(given), scenario, given], 2) + self.slot[:PREFIX]
+        return torch.stack([self.start + newest, scenario, given], 2) + self.slot[:PREFIX]
 
     # -- instruction-guided retrieval ---------------------------------------------------------------
 

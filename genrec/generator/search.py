@@ -57,7 +57,7 @@ def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
 def make_request(
     model: GeneratorModel, contexts: Sequence[UserContext], instructions: np.ndarray | None = None
 ) -> Request:
-    """Scenario, trigger and instruction of each context; instructions: float [B, text_dim], NaN rows for none."""
+    """Scenario, trigger, newest event and instruction of each context; instructions: float [B, text_dim], NaN rows for none."""
     names = {name: i for i, name in enumerate(model.config.scenarios)}
     unknown = next((c.scenario for c in contexts if c.scenario not in names), None)
     if unknown is not None:
@@ -70,7 +70,8 @@ def make_request(
         raw = torch.from_numpy(np.asarray(instructions, np.float32))
         given = ~torch.isnan(raw).any(1, keepdim=True)
         vectors = torch.where(given, raw, 0.0).unsqueeze(1)
-    return Request(scenario, trigger, vectors, given)
+    newest = torch.tensor([[c.history[-1] if c.history else -1] for c in contexts])
+    return Request(scenario, trigger, vectors, given, newest)
 
 
 def passes(history: History, beams: int) -> list[Tensor]:

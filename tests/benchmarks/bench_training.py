@@ -77,7 +77,7 @@ def one_sample_per_position(batch: Batch) -> Batch:
         History(spread(rows, -1), spread(batch.history.gaps, 0), spread(batch.history.weights, 1)),
         torch.where(last, batch.targets[users], -1),
         batch.weights[users] * last,
-        Request(*(x[users] for x in (r.scenario, r.trigger, r.instruction, r.instructed))),
+        Request(*(x[users] for x in (r.scenario, r.trigger, r.instruction, r.instructed, r.newest))),
         batch.chosen[users],
     )
 
@@ -91,7 +91,7 @@ def loss_at_last(model: GeneratorModel, batch: Batch) -> torch.Tensor:
     here = Request(
         *(x.gather(1, at) for x in (r.scenario, r.trigger)),
         r.instruction.gather(1, at[..., None].expand(-1, -1, r.instruction.shape[-1])),
-        r.instructed.gather(1, at),
+        *(x.gather(1, at) for x in (r.instructed, r.newest)),
     )
     targets = batch.targets.gather(1, at)
     hidden = model.decode(memory, here, targets, distance)

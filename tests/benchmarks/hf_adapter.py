@@ -33,7 +33,8 @@ class Encoder(nn.Module):
         distance = (lengths[:, None] - 1 - torch.arange(input_ids.shape[1]))[:, None]
         memory, distance = self.model[0]._with_sink(memory, distance)
         bias = self.model[0]._distance_bias(self.model[0].cross_bias, distance)
-        return BaseModelOutput(last_hidden_state=memory, attentions=bias)
+        newest = input_ids.gather(1, (lengths - 1).clamp(min=0)[:, None])
+        return BaseModelOutput(last_hidden_state=memory, attentions=bias, hidden_states=newest)
 
 
 class GenerateAdapter(PreTrainedModel, GenerationMixin):
@@ -93,6 +94,7 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
             torch.full((batch, 1), -1),
             torch.zeros(batch, 1, model.config.text_dim),
             torch.zeros(batch, 1, dtype=torch.bool),
+            encoder_outputs.hidden_states,
         )
         parts = [model.prefix_tokens(request)[:, 0]] if done == 0 else []
         for position in range(max(done, PREFIX), ids.shape[1]):
