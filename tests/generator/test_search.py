@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,20 @@ def test_scenario_trigger_and_instruction_all_steer() -> None:
     assert not torch.allclose(plain, scores(UserContext(history=(1, 2, 3), trigger=9)))
     assert not torch.allclose(plain, scores(base, np.ones((1, TEXT), np.float32)))
     assert torch.allclose(plain, scores(base, np.full((1, TEXT), np.nan, np.float32)))
+
+
+def test_bos_carries_the_newest_event() -> None:
+    """Not the memory alone: the same memory with another newest event gives other scores; none adds nothing."""
+    model = tiny_model()
+    history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
+    assert request.newest[:, 0].tolist() == [3, 4, -1, 9]
+    every = torch.arange(30).expand(len(CONTEXTS), -1)
+    other = replace(request, newest=torch.tensor([[3], [5], [-1], [9]]))
+    changed = score_items(model, history, request, every) != score_items(model, history, other, every)
+    assert changed.any(1).tolist() == [False, True, False, False]
+    bos = model.prefix_tokens(request)[:, 0, 0] - model.start - model.slot[0]
+    assert torch.allclose(bos[2], torch.zeros_like(bos[2]), atol=1e-6)
+    assert torch.allclose(bos[1], model.newest(model.item_vectors(torch.tensor(4))), atol=1e-6)
 
 
 def test_an_unknown_scenario_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Times between events: known, and not known."""
+"""What training batches hold: times between events, known and not known, and the newest event."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def test_some_windows_are_trained_without_times() -> None:
     untimed = (gaps < 0).all(1)
     assert 0.5 * batches.UNTIMED < untimed.float().mean() < 2 * batches.UNTIMED
     assert (gaps[~untimed] == torch.tensor([0.0, DAY])).all()
+
+
+def test_the_newest_event_of_every_position_is_the_one_before_its_target() -> None:
+    items = np.array([3, 5, 8, 1, 2], np.int32)
+    train = Sequences(
+        ["u", "v"],
+        np.array([0, 3, 5]),
+        items,
+        np.arange(5, dtype=np.float64),
+        np.ones(5, np.float32),
+        np.full(5, np.nan, np.float32),
+    )
+    batch = TrainingData(train, (), {"home": 0}, None, 4).batch(np.array([[0, 3], [3, 5]]), seed=0)
+    assert batch.request.newest.tolist() == [[3, 5], [1, -1]]
+    assert batch.targets.tolist() == [[5, 8], [2, -1]]
