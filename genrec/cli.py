@@ -172,6 +172,14 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--scenario", default="home", help="where the request comes from (default: %(default)s)")
         one.add_argument("--trigger", metavar="ID", help="the item whose page it is (scenario item)")
         one.add_argument("--query", metavar="TEXT", help="what was searched for (scenario search)")
+        one.add_argument(
+            "--attribute",
+            dest="attributes",
+            action="append",
+            type=_attribute,
+            metavar="NAME=VALUE",
+            help="what is known about the user, in place of the data set's; repeatable",
+        )
         one.add_argument("--instruction", metavar="TEXT", help="what to look for, in place of the stored instruction")
         one.add_argument("--k", type=int, default=10, help="how many items (default: %(default)s)")
         one.add_argument("--allow", type=_ids, metavar="IDS", help="only these items")
@@ -298,6 +306,16 @@ def _ids(text: str) -> list[str]:
     if not all(isinstance(item, str | int) and not isinstance(item, bool) for item in found):
         raise argparse.ArgumentTypeError("a JSON list of item identifiers is expected")
     return [str(item) for item in found]
+
+
+def _attribute(text: str) -> tuple[str, str]:
+    """(name, value) out of "name=value"; the name as the columns of users.* are compared."""
+    from genrec.data.schema import normalised
+
+    name, sign, value = text.partition("=")
+    if not (sign and name.strip() and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not NAME=VALUE, as in age=24")
+    return normalised(name), value.strip()
 
 
 def _words(text: str) -> tuple[str, ...]:

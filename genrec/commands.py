@@ -360,7 +360,7 @@ def _load(args: argparse.Namespace) -> Recommender:
 def _ask(args: argparse.Namespace) -> tuple[Recommender, Trace]:
     with terminal.work("recommending"):
         recommender = _load(args)
-        context = recommender.context(args.user, args.history, args.scenario, args.trigger, args.query)
+        context = recommender.context(args.user, args.history, args.scenario, args.trigger, args.query, args.attributes)
         return recommender, recommender.recommend(context, args.k, args.instruction, args.allow, args.deny)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from genrec.data.dataset import Catalog, Sequences
 
+MAX_ATTRIBUTES = 8  # of a user, the first ones; further ones are not read
 HOME, SEARCH = "home", "search"  # the scenarios that code knows by name; all are in genrec.data.scenarios
 
 

@@ -52,8 +52,10 @@ class Recommender:
         scenario: str = HOME,
         trigger: str | None = None,
         query: str | None = None,
+        attributes: Sequence[tuple[str, str]] | None = None,
     ) -> UserContext:
         """A request. history: item identifiers, oldest first; when None it is the user's own, from the data set.
+        attributes: what is known about the user, as (name, value); when None it is what the data set says.
 
         Raises GenrecError for an unknown item, scenario, or a user without history in the data set.
         """
@@ -61,21 +63,27 @@ class Recommender:
         if scenario not in self.bundle.dataset.scenarios:
             known = ", ".join(self.bundle.dataset.scenarios)
             raise GenrecError(f"unknown scenario {scenario!r}; this bundle has: {known}")
-        base = UserContext()
+        base, position = UserContext(), None if user is None else sequences.position(user)
         if history is not None:
             if len(history) > MAX_HISTORY:
                 raise GenrecError(f"the history has {len(history)} items; at most {MAX_HISTORY} are read")
             base = UserContext(history=tuple(catalog.row(i) for i in history))
         elif user is not None:
-            position = sequences.position(user)
             if position is None:
                 raise GenrecError(f"unknown user {user!r}: give a history (it may be empty), or a user of the data set")
             base = sequences.context(position)
         row = None if trigger is None else catalog.row(trigger)
         if scenario == "item" and row is None and base.history:
             row = base.history[-1]
-        return UserContext(
-            base.history, base.times, base.weights, user, scenario, row, query.strip() if query else None
+        if attributes is None:
+            attributes = () if position is None else sequences.attributes_of(position)
+        return replace(
+            base,
+            user=user,
+            scenario=scenario,
+            trigger=row,
+            query=query.strip() if query else None,
+            attributes=tuple((str(name), str(value)) for name, value in attributes),
         )
 
     def recommend(

@@ -116,6 +116,8 @@ def test_every_command_is_in_the_help(capsys: Capture) -> None:
         ["recommend", "--user", "a", "--history", "b"],
         ["recommend", "--history", "[1,"],
         ["recommend", "--history", '[["a"]]'],
+        ["recommend", "--history", "a", "--attribute", "age"],
+        ["recommend", "--history", "a", "--attribute", "=24"],
         ["instruct", "--users", "-1"],
         ["instruct", "--shard", "0/2"],
         ["instruct", "--shard", "3/2"],

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ from tests_support import HOSTILE_TITLE
 from genrec import Recommender
 from genrec.bundle import Bundle, seal
 from genrec.candidates import allowed_items, shortlist
+from genrec.cli import main
 from genrec.contracts import Instruction, Trace
+from genrec.data import load_dataset
 from genrec.errors import GenrecError
+from training.config import FitConfig
+from training.fit import fit
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,29 @@ def test_a_batch_equals_single_requests(recommender: Recommender) -> None:
     together = recommender.recommend_batch(contexts, k=5)
     assert [items(t) for t in together] == [items(recommender.recommend(c, k=5)) for c in contexts]
     assert recommender.recommend_batch([]) == []
+
+
+def test_what_is_known_about_users_goes_from_the_file_to_the_request(
+    shop_folder: Path, tiny_config: Callable[..., FitConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "shop"
+    shutil.copytree(shop_folder, data)
+    users = load_dataset(shop_folder).sequences.users
+    rows = [f"{u},{('free', 'paid')[i % 2]},{u}@x" for i, u in enumerate(users)]
+    (data / "users.csv").write_text("\n".join(["user,Plan,mail", *rows]))
+    bundle = fit(tiny_config(tmp_path / "bundle", data=str(data)))
+    told = Recommender.load(bundle)
+    assert told.bundle.generator.config.profiles and told.bundle.dataset.notes["attributes"] == "plan; left out: mail"
+    assert told.context(users[1]).attributes == (("plan", "paid"),)
+    assert told.context(users[1], history=[]).attributes == (("plan", "paid"),)
+    assert told.context(history=[]).attributes == told.context(users[1], attributes=()).attributes == ()
+    ask = ["recommend", "--bundle", str(bundle), "--history", "tea-1", "--json", "--attribute"]
+    scores = []
+    for given in ("plan=free", "Plan= FREE", "plan=paid"):
+        assert main([*ask, given]) == 0
+        found = json.loads(capsys.readouterr().out)["recommended"]
+        scores.append(sorted((r["item"], r["score"]) for r in found))
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_an_unknown_user_with_a_history_is_served_like_a_known_one(recommender: Recommender) -> None:

@@ -54,8 +54,9 @@ TEXT = 6
 
 
 def tiny_model(
-    items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None, retrieved: int = 0
-) -> GeneratorModel:
+    items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None, retrieved: int = 0,
+    profiles: bool = False,
+) -> GeneratorModel:  # fmt: skip
     """Random weights over a random catalogue; it sees 2 + `retrieved` events where it retrieves."""
     rng = np.random.default_rng(seed)
     every = np.array(list(itertools.product(range(codes), repeat=levels)))
@@ -63,7 +64,7 @@ def tiny_model(
     torch.manual_seed(seed)
     config = GeneratorConfig(
         items=known or items, text_dim=TEXT, d_model=16, heads=2, d_ff=24, levels=levels, codes=codes, max_history=6,
-        recent=2, retrieved=retrieved, retrieval_width=4,
+        recent=2, retrieved=retrieved, retrieval_width=4, profiles=profiles,
     )  # fmt: skip
     model = GeneratorModel(config)
     with torch.no_grad():

@@ -331,6 +331,7 @@ class Fit:
             scenarios=list(self.dataset.scenarios),
             recent=self.config.recent,
             retrieved=self.config.retrieved,
+            profiles=any(self.split.train.attributes),
         )
         return GeneratorModel(config).set_catalog(ids.trie, torch.from_numpy(vectors))
 

@@ -80,9 +80,8 @@ def loss_of(model: GeneratorModel, batch: Batch, q2i: float = 0.0) -> tuple[Tens
     """
     length = batch.history.rows.shape[1]
     steps = torch.arange(length, device=model.device)
-    memory = model.encode(batch.history)
     distance = model.visible(batch.history, batch.request, (steps[:, None] - steps)[None])
-    hidden = model.decode(memory, batch.request, batch.targets.clamp(min=0), distance)
+    hidden = model.decode(batch.history, batch.request, batch.targets.clamp(min=0), distance)
     real = batch.targets >= 0
     likelihood = model.log_likelihood(hidden[real], batch.targets[real])
     weight = batch.weights[real]

@@ -20,7 +20,7 @@ def _outputs(model: GeneratorModel, history: History, request: Request, items: T
     group = items.shape[1]
     distance = model.visible(history, request, distances(history)).expand(-1, group, -1)
     wide = replace(request, **{k: v.expand(-1, group, *v.shape[2:]) for k, v in vars(request).items()})
-    return model.decode(model.encode(history), wide, items.clamp(min=0), distance)
+    return model.decode(history, wide, items.clamp(min=0), distance)
 
 
 def log_probabilities(model: GeneratorModel, history: History, request: Request, items: Tensor) -> Tensor:

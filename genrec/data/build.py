@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 from genrec.data.dataset import Catalog, Dataset, Sequences
 from genrec.data.readers import RawTable, shown
 from genrec.data.scenarios import scenarios_for
-from genrec.data.schema import Interactions, read_catalog, read_interactions
+from genrec.data.schema import Interactions, read_catalog, read_interactions, read_users
 from genrec.errors import GenrecError
 
 
-def build(name: str, interactions: RawTable, catalog: RawTable | None = None) -> Dataset:
-    """Checks both tables and joins them. Without a catalogue one is derived: the items in order of appearance,
-    with no text. Raises GenrecError for every fault of the tables, and for items that the catalogue lacks."""
+def build(name: str, interactions: RawTable, catalog: RawTable | None = None, users: RawTable | None = None) -> Dataset:
+    """Checks the tables and joins them. Without a catalogue one is derived: the items in order of appearance,
+    with no text. Raises GenrecError for every fault of the tables, and for items that the catalogue lacks; users
+    without events are left out."""
     events = read_interactions(interactions)
     notes = dict(events.notes)
     if catalog is None:
@@ -30,6 +31,9 @@ def build(name: str, interactions: RawTable, catalog: RawTable | None = None) ->
     else:
         items = read_catalog(catalog)
     sequences = build_sequences(events, items, "the catalogue" if catalog is None else catalog.name)
+    if users is not None:
+        known, notes["attributes"] = read_users(users)
+        sequences = replace(sequences, attributes=[known.get(u, ()) for u in sequences.users])
     dataset = Dataset(name, items, sequences, notes=notes)
     return replace(dataset, scenarios=tuple(s.name for s in scenarios_for(dataset)))
 

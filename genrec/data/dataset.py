@@ -6,7 +6,7 @@ Order in time: ascending timestamp; events of one user with equal timestamps kee
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -73,7 +73,8 @@ class Sequences:
     """Users' events as flat arrays: user u's events are positions offsets[u]:offsets[u+1], oldest first.
 
     users: identifiers [U]; offsets: int64 [U+1]; items: int32 catalogue rows [M]; times: float64 unix
-    seconds [M]; weights: float32 [M], 1.0 neutral (behaviour weight); ratings: float32 [M], NaN where none.
+    seconds [M]; weights: float32 [M], 1.0 neutral (behaviour weight); ratings: float32 [M], NaN where none;
+    attributes: of every user (see UserContext), or empty where nothing is known of anybody.
     """
 
     users: list[str]
@@ -82,9 +83,14 @@ class Sequences:
     times: np.ndarray
     weights: np.ndarray
     ratings: np.ndarray
+    attributes: list[tuple[tuple[str, str], ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def attributes_of(self, u: int) -> tuple[tuple[str, str], ...]:
+        """What is known about user u, as (name, value)."""
+        return self.attributes[u] if self.attributes else ()
 
     @property
     def events(self) -> int:
@@ -110,8 +116,13 @@ class Sequences:
         """The events where mask [M] is true; every user stays, perhaps with no event."""
         counts = np.bincount(self.user_of[mask], minlength=len(self))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Sequences(
-            self.users, offsets, self.items[mask], self.times[mask], self.weights[mask], self.ratings[mask]
+        return replace(
+            self,
+            offsets=offsets,
+            items=self.items[mask],
+            times=self.times[mask],
+            weights=self.weights[mask],
+            ratings=self.ratings[mask],
         )
 
     def context(self, u: int, upto: int | None = None, scenario: str = HOME) -> UserContext:
@@ -124,6 +135,7 @@ class Sequences:
             weights=tuple(self.weights[start:end].tolist()),
             user=self.users[u],
             scenario=scenario,
+            attributes=self.attributes_of(u),
         )
 
 

@@ -4,7 +4,8 @@ Catalogue: `item` (required, unique), `title`, `category` (a list, or text split
 text column becomes a text field of the item. Left out: addresses, other identifiers, columns of numbers alone
 (`year` apart), nested columns. Interactions: `user`, `item`, `timestamp` (required), `rating`, `behaviour`,
 `weight`, `pos` (the order within a user, which breaks ties in time). Other columns are ignored. Weights may be of any
-scale: they are divided by their mean, so that 1 is neutral everywhere.
+scale: they are divided by their mean, so that 1 is neutral everywhere. Users: `user` (required, unique); every further
+column whose values stand for REPEATED users each or more is an attribute, so names and addresses fall out.
 
 Accepted names are in CATALOG and INTERACTIONS, in any case, with spaces or hyphens for underscores; where
 several are there the first in the list wins.
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from genrec.contracts import MAX_ATTRIBUTES
 from genrec.data.columns import NUMBER, categories, identifiers, numbers, texts, timestamps
 from genrec.data.dataset import Catalog
 from genrec.data.readers import RawTable, nearest
@@ -45,6 +47,8 @@ INTERACTIONS: dict[str, tuple[str, ...]] = {
     "weight": ("weight", "event_weight"),
     "pos": ("pos",),
 }  # fmt: skip
+USERS = {"user": (*INTERACTIONS["user"], "id")}
+REPEATED = 2  # a column of users is an attribute where its values stand for this many of them each, on average
 NOT_TEXT = {"url", "link", "image", "images", "image_url", "imurl", "img", "thumbnail"}
 
 # Behaviours without a weight column. Click, cart and order: OxygenREC-v2, second hand (papers/oxygenrec.md 1.6);
@@ -111,20 +115,51 @@ def read_interactions(raw: RawTable) -> Interactions:
     )
 
 
-def read_catalog(raw: RawTable) -> Catalog:
-    """Checks a table of items. Raises GenrecError; two rows for one item are an error that names both."""
-    item = find_column(raw, "item", CATALOG) or missing(raw, "item", CATALOG)
-    title = find_column(raw, "title", CATALOG)
-    category = find_column(raw, "category", CATALOG)
-    ids = identifiers(raw, item)
+def read_users(raw: RawTable) -> tuple[dict[str, tuple[tuple[str, str], ...]], str]:
+    """user -> its attributes, and which columns they are, in words. Raises GenrecError; a user that is there twice is
+    an error."""
+    user = find_column(raw, "user", USERS) or missing(raw, "user", USERS)
+    ids = _unique(raw, user, "user")
+    columns: dict[str, list[str]] = {}
+    left = []
+    for name in raw.table.column_names:
+        key = normalised(name)
+        if name == user or key in NOT_TEXT or key in USERS["user"]:
+            continue
+        values = texts(raw, name).to_pylist()
+        filled = [v for v in values if v]
+        if len(columns) < MAX_ATTRIBUTES and filled and REPEATED * len(set(filled)) <= len(filled):
+            columns[key] = values
+        else:
+            left.append(key[:40])
+    known = {
+        u: tuple((name, values[row]) for name, values in columns.items() if values[row])
+        for row, u in enumerate(ids.to_pylist())
+    }
+    note = ", ".join(columns) or "no column is an attribute"
+    return known, note + (f"; left out: {', '.join(left[:20])}" if left else "")
+
+
+def _unique(raw: RawTable, column: str, what: str) -> pa.Array:
+    """A column of identifiers. Raises GenrecError where one is there twice, naming both places."""
+    ids = identifiers(raw, column)
     codes = ids.dictionary_encode()
     if len(codes.dictionary) < len(ids):  # codes count up by first appearance, until one repeats
         second = int(np.argmax(codes.indices.to_numpy() != np.arange(len(ids))))
         first = int(codes.indices[second].as_py())
         raise GenrecError(
-            f"{raw.name}: item {ids[second].as_py()!r} is there twice, in {raw.where(first)} and "
+            f"{raw.name}: {what} {ids[second].as_py()!r} is there twice, in {raw.where(first)} and "
             f"{raw.where(second)}; keep one"
         )
+    return ids
+
+
+def read_catalog(raw: RawTable) -> Catalog:
+    """Checks a table of items. Raises GenrecError; two rows for one item are an error that names both."""
+    item = find_column(raw, "item", CATALOG) or missing(raw, "item", CATALOG)
+    title = find_column(raw, "title", CATALOG)
+    category = find_column(raw, "category", CATALOG)
+    ids = _unique(raw, item, "item")
     count = raw.table.num_rows
     columns: dict[str, pa.Array] = {
         "item": ids,

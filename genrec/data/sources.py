@@ -2,7 +2,8 @@
 
     load_dataset("ml-100k")                 MovieLens-100K, fetched and kept (archives.py)
     load_dataset("amazon14:folder")         Amazon 2014: our own two files or the publisher's 5-core JSON
-    load_dataset("folder")                  interactions.* and items.* (or catalog.*), or any folder named here
+    load_dataset("folder")                  interactions.*, items.* (or catalog.*) and, where there is one, users.*;
+                                            or any folder named here
     load_dataset("interactions.csv")        one file; the catalogue is derived from it
     load_dataset("hf:owner/name")           a hub data set
     from_arrow(table), from_datasets(ds)    from Python
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 EVENT_FILES = ("interactions", "events", "ratings")
 ITEM_FILES = ("items", "catalog", "catalogue", "products")
+USER_FILES = ("users", "customers")
 MAX_LINE = 1 << 20  # bytes of one line of Amazon's metadata
 AMAZON_ASIN = re.compile(rb"""["']asin["']\s*:\s*["']([^"']{1,32})["']""")
 
@@ -60,37 +62,41 @@ def load_dataset(source: str | Path, cache: Path | None = None) -> Dataset:
     )
 
 
-def from_arrow(interactions: pa.Table, catalog: pa.Table | None = None, name: str = "arrow") -> Dataset:
+def from_arrow(
+    interactions: pa.Table, catalog: pa.Table | None = None, name: str = "arrow", users: pa.Table | None = None
+) -> Dataset:
     """A data set from tables in memory, with the columns that schema.py describes.
 
     Example: from_arrow(pa.table({"user": ["a", "a"], "item": ["x", "y"], "timestamp": [1, 2]}))
     """
-    if interactions.num_rows == 0:
-        raise GenrecError("interactions: the table is empty")
-    if catalog is not None and catalog.num_rows == 0:
-        raise GenrecError("catalog: the table is empty")
-    return build(
-        name, RawTable("interactions", interactions), None if catalog is None else RawTable("catalog", catalog)
-    )
+    raw = {"interactions": interactions, "catalog": catalog, "users": users}
+    tables = {title: RawTable(title, table) for title, table in raw.items() if table is not None}
+    if empty := next((title for title, table in tables.items() if table.table.num_rows == 0), None):
+        raise GenrecError(f"{empty}: the table is empty")
+    return build(name, tables["interactions"], tables.get("catalog"), tables.get("users"))
 
 
 def from_datasets(
     interactions: datasets.Dataset | datasets.DatasetDict,
     catalog: datasets.Dataset | None = None,
     name: str = "datasets",
+    users: datasets.Dataset | None = None,
 ) -> Dataset:
-    """A data set from the `datasets` package. A DatasetDict may hold the splits "interactions" and "items" (or
-    "catalog"); otherwise its splits are joined, in their order, to one table of interactions."""
+    """A data set from the `datasets` package. A DatasetDict may hold the splits "interactions", "items" (or
+    "catalog") and "users"; otherwise its splits are joined, in their order, to one table of interactions."""
     if isinstance(interactions, dict):
         parts = dict(interactions)
         catalog = catalog if catalog is not None else next((parts[n] for n in ITEM_FILES if n in parts), None)
-        events = [parts[n] for n in EVENT_FILES if n in parts] or [d for n, d in parts.items() if n not in ITEM_FILES]
+        users = users if users is not None else next((parts[n] for n in USER_FILES if n in parts), None)
+        other = [d for n, d in parts.items() if n not in (*ITEM_FILES, *USER_FILES)]
+        events = [parts[n] for n in EVENT_FILES if n in parts] or other
     else:
         events = [interactions]
     if not events:
         raise GenrecError(f"{name} has no split with interactions")
     table = pa.concat_tables([d.with_format("arrow")[:] for d in events], promote_options="permissive")
-    return from_arrow(table, None if catalog is None else catalog.with_format("arrow")[:], name)
+    beside = [None if d is None else d.with_format("arrow")[:] for d in (catalog, users)]
+    return from_arrow(table, beside[0], name, beside[1])
 
 
 def _from_hub(name: str) -> Dataset:
@@ -123,14 +129,15 @@ def _folder(folder: Path) -> Dataset:
         return build(name, *publisher_tables(read_bytes(folder / "u.data"), films, str(folder)))
     if reviews := sorted(folder.glob("reviews_*.json*")):
         return _amazon(name, reviews, sorted(folder.glob("meta_*.json*")))
-    events, items = one_file(folder, EVENT_FILES), one_file(folder, ITEM_FILES)
+    events, items, users = (one_file(folder, stems) for stems in (EVENT_FILES, ITEM_FILES, USER_FILES))
     if events is None:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise GenrecError(
             f"{folder} has no interactions.* (Parquet, CSV, TSV or JSON lines, also .gz), nor Amazon's "
             f"reviews_*.json.gz; there is: {there}"
         )
-    return build(name, read_table(events), None if items is None else read_table(items))
+    beside = [None if path is None else read_table(path) for path in (items, users)]
+    return build(name, read_table(events), *beside)
 
 
 def one_file(folder: Path, stems: tuple[str, ...]) -> Path | None:

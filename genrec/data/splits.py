@@ -119,13 +119,14 @@ def requests(sequences: Sequences, positions: np.ndarray, name: str) -> EvalSet:
     items: tuple[int, ...] = ()
     times: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
     last = -1
     for u, n in zip(users.tolist(), lengths.tolist(), strict=True):
         if u != last:  # one user's requests share the numbers of one list
             last, whole = u, slice(int(s.offsets[u]), int(s.offsets[u + 1]))
             items, times = tuple(s.items[whole].tolist()), tuple(s.times[whole].tolist())
-            weights = tuple(s.weights[whole].tolist())
-        contexts.append(UserContext(history=items[:n], times=times[:n], weights=weights[:n], user=s.users[u]))
+            weights, attributes = tuple(s.weights[whole].tolist()), s.attributes_of(u)
+        contexts.append(UserContext(items[:n], times[:n], weights[:n], s.users[u], attributes=attributes))
     return EvalSet(name, contexts, s.items[positions].astype(np.int32), users, same_day)
 
 
@@ -165,6 +166,7 @@ def k_core(dataset: Dataset, k: int) -> Dataset:
         kept.times,
         kept.weights,
         kept.ratings,
+        [s.attributes[u] for u in user_rows] if s.attributes else [],
     )
     catalog = Catalog(dataset.catalog.table.take(pa.array(item_rows)), dataset.catalog.fields)
     return replace(dataset, catalog=catalog, sequences=sequences, notes=dataset.notes | {"k-core": str(k)})

@@ -19,6 +19,7 @@ from genrec.io import atomic, check_shape, read_json, sha256, write_json
 MANIFEST = "dataset.json"
 FORMAT = 1
 SHAPE = {"name": str, "fields": list, "scenarios": list, "notes": dict, "sha256": dict}
+ATTRIBUTES = pa.list_(pa.struct({"name": pa.string(), "value": pa.string()}))
 FILES = ("catalog.parquet", "users.parquet", "events.parquet")
 
 
@@ -28,7 +29,13 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     tables = (
         dataset.catalog.table,
-        pa.table({"user": pa.array(s.users, pa.string()), "events": pa.array(s.lengths.astype(np.int64))}),
+        pa.table(
+            {
+                "user": pa.array(s.users, pa.string()),
+                "events": pa.array(s.lengths.astype(np.int64)),
+                "attributes": pa.array([_structs(a) for a in s.attributes or [()] * len(s)], ATTRIBUTES),
+            }
+        ),
         pa.table({"item": s.items, "time": s.times, "weight": s.weights, "rating": s.ratings}),
     )
     for file, table in zip(FILES, tables, strict=True):
@@ -67,6 +74,7 @@ def read_dataset(folder: Path) -> Dataset:
         times=events["time"].to_numpy(),
         weights=events["weight"].to_numpy(),
         ratings=events["rating"].to_numpy(),
+        attributes=_attributes(users),
     )
     return Dataset(
         name=str(manifest["name"]),
@@ -75,3 +83,15 @@ def read_dataset(folder: Path) -> Dataset:
         scenarios=tuple(manifest["scenarios"]),
         notes=dict(manifest["notes"]),
     )
+
+
+def _structs(attributes: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in attributes]
+
+
+def _attributes(users: pa.Table) -> list[tuple[tuple[str, str], ...]]:
+    """What every user's row says; empty where none says anything, or the file is from before attributes were kept."""
+    if "attributes" not in users.column_names:
+        return []
+    found = [tuple((a["name"], a["value"]) for a in row) for row in users["attributes"].to_pylist()]
+    return found if any(found) else []

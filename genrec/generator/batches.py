@@ -7,6 +7,7 @@ Each epoch cuts long sequences at other places and assigns every position a scen
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.generator.model import History, Request
+from genrec.generator.profile import profiles
 
 HOME = 0
 UNTIMED = 0.1  # share of windows trained without times: a history given at the request may have none
@@ -72,6 +74,10 @@ class TrainingData:
     def __post_init__(self) -> None:
         if self.train.events == 0 or int(self.train.lengths.max()) < 2:
             raise GenrecError("no user has two training events: there is nothing to learn a next item from")
+
+    @cached_property
+    def _profiles(self) -> Tensor | None:
+        return profiles(self.train.attributes)
 
     def windows(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [windows, 2], start and end positions of at most size + 1 events, two or more each."""
@@ -151,9 +157,20 @@ class TrainingData:
             proposal = self.taught[after[pupil], rank]
             targets[pupil] = np.where(proposal >= 0, proposal, targets[pupil])
         return Batch(
-            History(torch.from_numpy(rows).long(), torch.from_numpy(gaps).float(), torch.from_numpy(weights).float()),
+            History(
+                torch.from_numpy(rows).long(),
+                torch.from_numpy(gaps).float(),
+                torch.from_numpy(weights).float(),
+                None if self._profiles is None else self._profiles[s.user_of[windows[:, 0]]],
+            ),
             torch.from_numpy(targets).long(),
             torch.from_numpy(np.where(real, s.weights[after], 0)).float(),
-            Request(*(torch.from_numpy(a) for a in (scenario, trigger, instruction, instructed, rows.astype(np.int64)))),
+            Request(
+                torch.from_numpy(scenario),
+                torch.from_numpy(trigger),
+                torch.from_numpy(instruction),
+                torch.from_numpy(instructed),
+                torch.from_numpy(rows).long(),
+            ),
             torch.from_numpy(chosen).long(),
         )

@@ -17,7 +17,7 @@ class GeneratorConfig(PretrainedConfig):
     encoder reads. dropout: one mask per sequence and feature, shared by its positions (cheap on a CPU).
     scenarios: names in the order of their embeddings. retrieved: events that the request's instruction chooses out of
     the history beyond the `recent` newest (see igr.py); 0 turns that off, and the decoder sees the whole history.
-    retrieval_width: of the space they are compared in.
+    retrieval_width: of the space they are compared in. profiles: the encoder reads users' attributes (see profile.py).
     """
 
     model_type = "genrec-generator"
@@ -39,6 +39,7 @@ class GeneratorConfig(PretrainedConfig):
         recent: int = 20,
         retrieved: int = 0,
         retrieval_width: int = 64,
+        profiles: bool = False,
         **kwargs: Any,
     ) -> None:
         self.items = items
@@ -56,4 +57,5 @@ class GeneratorConfig(PretrainedConfig):
         self.recent = recent
         self.retrieved = retrieved
         self.retrieval_width = retrieval_width
+        self.profiles = profiles
         super().__init__(**kwargs)

@@ -7,6 +7,7 @@ optional trigger item in one token; I_r is a text embedding through an adapter, 
 Ours, where the paper is silent:
 - BOS carries the newest event, in a projection of its own: what was done last says most about what comes next, and
   attention alone finds it late in training.
+- The profile, where the data knows attributes of users, stands at the head of the encoder's output (profile.py).
 - One encoder position per event: its code embeddings, a projection of its text embedding, an item
   embedding (absent for new items), time gap and weight, summed. The encoder is causal, so that one pass
   trains every position of a sequence.
@@ -31,6 +32,7 @@ from genrec.generator.children import child_logits
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.igr import InstructionRetrieval, keep
 from genrec.generator.layers import LANES, MASKED, DecoderLayer, EncoderLayer, Grid, LayerState
+from genrec.generator.profile import BUCKETS
 from genrec.tokenizer.trie import Trie
 
 T = TypeVar("T")
@@ -45,20 +47,23 @@ class History:
     """A padded batch of histories, oldest first, padding at the end.
 
     rows: int64 [B, T], -1 where padded; gaps: float [B, T], seconds since the event before (0 for the first),
-    negative where the times are not known; weights: float [B, T], 1 neutral.
+    negative where the times are not known; weights: float [B, T], 1 neutral; profile: int64 [B, P], the users'
+    attributes (see profile.py), -1 where padded, None where nobody has any.
     """
 
     rows: Tensor
     gaps: Tensor
     weights: Tensor
+    profile: Tensor | None = None
 
     def to(self, device: torch.device | str) -> History:
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
     def of(self, users: Tensor) -> History:
         """The histories of some users, int64, without the padding that they do not need."""
         longest = max(1, int((self.rows[users] >= 0).sum(1).max()))
-        return replace(self, **{k: v[users, :longest] for k, v in vars(self).items()})
+        rows, gaps, weights = (x[users, :longest] for x in (self.rows, self.gaps, self.weights))
+        return History(rows, gaps, weights, None if self.profile is None else self.profile[users])
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ class GeneratorModel(PreTrainedModel):
         self.adapter = nn.Sequential(nn.Linear(config.text_dim, d), nn.GELU(), nn.Linear(d, d))
         self.slot = nn.Parameter(torch.empty(PREFIX + config.levels - 1, d))
         self.empty = nn.Parameter(torch.empty(d))
+        if config.profiles:
+            self.profile = nn.Embedding(BUCKETS, d)
         self.encoder_bias = nn.Embedding(config.max_history + 1, config.heads)
         self.cross_bias = nn.Embedding(config.max_history + 1, config.heads)
         sizes = (d, config.heads, config.d_ff, config.dropout)
@@ -310,11 +317,11 @@ class GeneratorModel(PreTrainedModel):
         """Vectors of chosen codes of a level, codes int64 [...] -> [..., d]."""
         return self.code_in[level](codes) + self.slot[PREFIX + level]
 
-    def decode(self, memory: Tensor, request: Request, targets: Tensor, distance: Tensor) -> Tensor:
+    def decode(self, history: History, request: Request, targets: Tensor, distance: Tensor) -> Tensor:
         """Teacher-forced outputs that predict each code of the targets: [B, Q, levels, d].
 
-        memory: [B, T, d]; targets: int64 rows [B, Q]; distance: int64 [B or 1, Q, T], how many events before
-        the request each memory position lies, negative where it must not be seen.
+        targets: int64 rows [B, Q]; distance: int64 [B or 1, Q, T], how many events before the request each event
+        of the history lies, negative where it must not be seen.
         """
         tokens = self.prefix_tokens(request)
         codes = [
@@ -324,18 +331,23 @@ class GeneratorModel(PreTrainedModel):
         x = self.decoder_stack[0].drop(torch.cat([tokens, *codes], 2))
         size = x.shape[2]
         causal = torch.full((size, size), MASKED, device=x.device, dtype=x.dtype).triu(1)
-        memory, distance = self._with_sink(memory, distance)
+        memory, distance = self._with_profile(history, self.encode(history), distance)
         bias = self._distance_bias(self.cross_bias, distance)
         for i, layer in enumerate(self.decoder_stack):
             last = size if i < self.config.decoder_layers - 1 else self.config.levels
             x = layer(x, causal, layer.cross_attention.keys_values(memory), bias, last)
         return self.decoder_norm(x)
 
-    def _with_sink(self, memory: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """One learned memory position that every request sees, so that an empty history attends to something."""
-        sink = self.empty.expand(memory.shape[0], 1, -1)
+    def _with_profile(self, history: History, memory: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """One more memory position, at the head, that every request sees: the user's profile on a learned vector, so
+        that an empty history of somebody unknown attends to something."""
+        head = self.empty.expand(memory.shape[0], 1, -1)
+        if self.config.profiles and history.profile is not None:
+            known = (history.profile >= 0).unsqueeze(-1)
+            given = self.profile(history.profile.clamp(min=0)) * known
+            head = head + given.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
         far = torch.full_like(distance[..., :1], self.config.max_history)
-        return torch.cat([sink, memory], 1), torch.cat([far, distance], -1)
+        return torch.cat([head, memory], 1), torch.cat([far, distance], -1)
 
     def child_scores(self, level: int, hidden: Tensor, nodes: Tensor) -> Tensor:
         """Log-probabilities of each node's children, normalised over the legal ones: [R, most children].
@@ -367,7 +379,7 @@ class GeneratorModel(PreTrainedModel):
             at = (~seen).long().argsort(dim=1, stable=True)[:, :size]
             memory = memory.gather(1, at.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
             distance = distance.gather(2, at[:, None])
-        memory, distance = self._with_sink(memory, distance)
+        memory, distance = self._with_profile(history, memory, distance)
         bias = self._distance_bias(self.cross_bias, distance)
         bias = F.pad(bias, (0, -bias.shape[-1] % LANES), value=MASKED)  # once, for all that attend to the history
         x = self.prefix_tokens(request)[:, 0]

@@ -22,6 +22,7 @@ from genrec.contracts import UserContext
 from genrec.errors import GenrecError
 from genrec.generator.layers import MASKED, Grid
 from genrec.generator.model import GeneratorModel, History, Request
+from genrec.generator.profile import profiles
 
 ROWS = 2560  # beams in one pass on a CPU: with more of them, what a layer reads and writes leaves the caches
 
@@ -36,7 +37,7 @@ class Beam:
 
 
 def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
-    """The newest max_history events of each context, padded at the end."""
+    """The newest max_history events of each context, padded at the end, and the users' attributes."""
     kept = [c.history[-max_history:] for c in contexts]
     width = max(1, *(len(k) for k in kept))
     rows = torch.full((len(contexts), width), -1)
@@ -51,13 +52,14 @@ def make_history(contexts: Sequence[UserContext], max_history: int) -> History:
             gaps[i, :n] = torch.from_numpy(np.diff(times, prepend=times[0])).float()
         if context.weights:
             weights[i, :n] = torch.tensor(context.weights[-n:])
-    return History(rows, gaps, weights)
+    return History(rows, gaps, weights, profiles([c.attributes for c in contexts]))
 
 
 def make_request(
     model: GeneratorModel, contexts: Sequence[UserContext], instructions: np.ndarray | None = None
 ) -> Request:
-    """Scenario, trigger, newest event and instruction of each context; instructions: float [B, text_dim], NaN rows for none."""
+    """Scenario, trigger, instruction and newest event of each context; instructions: float [B, text_dim], NaN rows for
+    none."""
     names = {name: i for i, name in enumerate(model.config.scenarios)}
     unknown = next((c.scenario for c in contexts if c.scenario not in names), None)
     if unknown is not None:

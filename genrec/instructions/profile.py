@@ -11,11 +11,11 @@ import datetime
 from collections import Counter
 from collections.abc import Sequence
 
-from genrec.contracts import UserContext
+from genrec.contracts import MAX_ATTRIBUTES, UserContext
 from genrec.instructions.attributes import LABEL_BYTES, Attributes
 from genrec.instructions.text import clean
 
-KINDS, VALUES, GIVEN = 5, 2, 8  # most labels, field values and given attributes that a line names
+KINDS, VALUES = 5, 2  # most labels and field values that a line names
 HABIT = 0.6  # a part of the day or week is a habit from this share of the events on
 DAY = 86400
 PARTS = ("night", "morning", "afternoon", "evening")  # six hours each, UTC
@@ -25,7 +25,7 @@ def profile_line(context: UserContext, attributes: Attributes) -> str:
     """Given attributes ("age 24, student"), then the history's statistics; "" where there is neither."""
     given = [
         " ".join(filter(None, (clean(name, LABEL_BYTES), clean(value, LABEL_BYTES))))
-        for name, value in context.attributes[:GIVEN]
+        for name, value in context.attributes[:MAX_ATTRIBUTES]
     ]
     return "; ".join(filter(None, [", ".join(filter(None, given)), *_statistics(context, attributes)]))
 

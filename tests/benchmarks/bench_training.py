@@ -85,8 +85,7 @@ def one_sample_per_position(batch: Batch) -> Batch:
 def loss_at_last(model: GeneratorModel, batch: Batch) -> torch.Tensor:
     """The loss where only one position per row has a target: the decoder runs on that position alone."""
     at = (batch.targets >= 0).float().argmax(1, keepdim=True)
-    memory = model.encode(batch.history)
-    distance = at[:, :, None] - torch.arange(memory.shape[1])
+    distance = at[:, :, None] - torch.arange(batch.history.rows.shape[1])
     r = batch.request
     here = Request(
         *(x.gather(1, at) for x in (r.scenario, r.trigger)),
@@ -94,7 +93,7 @@ def loss_at_last(model: GeneratorModel, batch: Batch) -> torch.Tensor:
         *(x.gather(1, at) for x in (r.instructed, r.newest)),
     )
     targets = batch.targets.gather(1, at)
-    hidden = model.decode(memory, here, targets, distance)
+    hidden = model.decode(batch.history, here, targets, distance)
     return -model.log_likelihood(hidden[:, 0], targets[:, 0]).sum(1).mean()
 
 

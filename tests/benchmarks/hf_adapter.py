@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         memory = self.model[0].encode(history)
         lengths = (input_ids >= 0).sum(1)
         distance = (lengths[:, None] - 1 - torch.arange(input_ids.shape[1]))[:, None]
-        memory, distance = self.model[0]._with_sink(memory, distance)
+        memory, distance = self.model[0]._with_profile(history, memory, distance)
         bias = self.model[0]._distance_bias(self.model[0].cross_bias, distance)
         newest = input_ids.gather(1, (lengths - 1).clamp(min=0)[:, None])
         return BaseModelOutput(last_hidden_state=memory, attentions=bias, hidden_states=newest)

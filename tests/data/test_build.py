@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from genrec.contracts import MAX_ATTRIBUTES
 from genrec.data import from_arrow
+from genrec.data.columns import MAX_TEXT
 from genrec.errors import GenrecError
 
 ITEMS = pa.table({"item": ["a", "b", "c"], "title": ["A", "B", "C"]})
@@ -78,3 +80,43 @@ def test_empty_tables() -> None:
         from_arrow(empty)
     with pytest.raises(GenrecError, match="catalog: the table is empty"):
         from_arrow(pa.table({"user": ["u"], "item": ["b"], "timestamp": [3]}), empty)
+
+
+EVENTS = pa.table({"user": ["v", "u", "w"], "item": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+
+
+def test_attributes_of_users_follow_their_sequences() -> None:
+    users = pa.table(
+        {
+            "User ID": ["u", "x", "v", "w"],
+            "Name": ["Ann", "Bob", "Cid", "Dan"],
+            "Age": [30, 40, 30, 40],
+            "Home Town": ["Oslo", "", "Oslo", ""],
+            "url": ["here"] * 4,
+        }
+    )
+    data = from_arrow(EVENTS, ITEMS, users=users)
+    s = data.sequences
+    assert s.users == ["v", "u", "w"]  # x has no events
+    assert s.attributes == [(("age", "30"), ("home_town", "Oslo"))] * 2 + [(("age", "40"),)]
+    assert data.notes["attributes"] == "age, home_town; left out: name"
+    assert s.context(0).attributes == s.attributes_of(0) == s.keep(np.array([False, True, True])).attributes_of(0)
+    assert from_arrow(EVENTS, ITEMS).sequences.context(0).attributes == ()
+
+
+def test_a_user_that_is_there_twice() -> None:
+    users = pa.table({"user": ["u", "v", "u"], "age": ["1", "1", "1"]})
+    with pytest.raises(GenrecError, match=r"users: user 'u' is there twice, in row 1 and row 3; keep one"):
+        from_arrow(EVENTS, ITEMS, users=users)
+    with pytest.raises(GenrecError, match="users has no column 'user'"):
+        from_arrow(EVENTS, ITEMS, users=pa.table({"age": ["1"]}))
+    with pytest.raises(GenrecError, match="users: the table is empty"):
+        from_arrow(EVENTS, ITEMS, users=pa.table({"user": pa.array([], pa.string())}))
+
+
+def test_hostile_attributes_are_cleaned_and_bounded() -> None:
+    plan = "a\u202e\nb" + "x" * 9999
+    users = pa.table({"user": ["u", "v"], "plan": [plan] * 2, **{f"c{i}": ["y"] * 2 for i in range(20)}})
+    found = from_arrow(EVENTS, ITEMS, users=users).sequences.attributes_of(1)
+    assert len(found) == MAX_ATTRIBUTES
+    assert found[0][1].startswith("a b") and len(found[0][1]) <= MAX_TEXT

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from genrec.data import Dataset, from_arrow, read_dataset, save_dataset
 from genrec.data.store import FILES, MANIFEST
 from genrec.errors import GenrecError
+from genrec.io import sha256
 
 
 @pytest.fixture
@@ -28,6 +30,7 @@ def data() -> Dataset:
         ),
         pa.table({"item": ["a", "b"], "title": ["Salt", ""], "category": [["X", "Y"], []], "brand": ["OPI", ""]}),
         name="Läden/1",
+        users=pa.table({"user": ["v", "x", "w"], "plan": ["free", None, "free"]}),
     )
 
 
@@ -37,10 +40,21 @@ def test_round_trip(data: Dataset, tmp_path: Path) -> None:
     assert back.catalog.table.equals(data.catalog.table) and back.catalog.fields == ("brand",)
     assert (back.name, back.scenarios, back.notes) == (data.name, data.scenarios, data.notes)
     assert back.sequences.users == data.sequences.users
+    assert back.sequences.attributes == data.sequences.attributes == [(), (("plan", "free"),)]
     for name in ("offsets", "items", "times", "weights", "ratings"):
         ours, theirs = getattr(data.sequences, name), getattr(back.sequences, name)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=True), name
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == sorted([*FILES, MANIFEST])
+
+
+def test_a_folder_from_before_attributes_were_kept(data: Dataset, tmp_path: Path) -> None:
+    save_dataset(data, tmp_path)
+    users = pq.read_table(tmp_path / "users.parquet").drop_columns("attributes")
+    pq.write_table(users, tmp_path / "users.parquet")
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["sha256"]["users.parquet"] = sha256(tmp_path / "users.parquet")
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert read_dataset(tmp_path).sequences.attributes == []
 
 
 def test_users_without_events_stay(data: Dataset, tmp_path: Path) -> None:

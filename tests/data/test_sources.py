@@ -42,6 +42,16 @@ def test_folder_of_two_csv_files(shop: Path) -> None:
     assert data.scenarios == ("home", "item", "search", "discovery")
 
 
+def test_a_third_file_says_who_the_users_are(shop: Path) -> None:
+    (shop / "users.csv").write_text("user,plan,mail\nv,free,v@x\nu,free,u@x\n")
+    data = load_dataset(shop)
+    assert data.sequences.attributes == [(("plan", "free"),)] * 2
+    assert data.notes["attributes"] == "plan; left out: mail"
+    (shop / "users.csv").write_text("user,plan\nv,free\nv,paid\n")
+    with pytest.raises(GenrecError, match=r"users.csv: user 'v' is there twice, in line 2 and line 3"):
+        load_dataset(shop)
+
+
 def test_folder_in_other_kinds_is_the_same(shop: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -166,6 +176,9 @@ def test_datasets_objects(shop: Path) -> None:
     wanted = summary(load_dataset(shop))
     assert summary(from_datasets(events, items)) == wanted
     assert summary(from_datasets(datasets.DatasetDict(interactions=events, items=items))) == wanted
+    users = datasets.Dataset.from_dict({"user": ["u", "v"], "plan": ["free", "free"]})
+    told = from_datasets(datasets.DatasetDict(interactions=events, items=items, users=users))
+    assert summary(told) == wanted and told.sequences.attributes_of(0) == (("plan", "free"),)
     joined = from_datasets(datasets.DatasetDict(train=events.select([0, 1]), test=events.select([2])))
     assert joined.sequences.items.tolist() == [0, 1, 1]
     assert from_datasets(events.select([2, 0])).sequences.users == ["v", "u"]  # a selection, not the whole table

@@ -1,6 +1,9 @@
-"""What training batches hold: times between events, known and not known, and the newest event."""
+"""What training batches hold: times between events, known and not known, and the newest event and
+profiles."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +13,7 @@ from genrec.contracts import UserContext
 from genrec.data.dataset import Sequences
 from genrec.generator import batches
 from genrec.generator.batches import TrainingData
+from genrec.generator.profile import bucket
 from genrec.generator.search import make_history
 
 DAY = 86_400.0
@@ -58,6 +62,10 @@ def test_the_newest_event_of_every_position_is_the_one_before_its_target() -> No
         np.ones(5, np.float32),
         np.full(5, np.nan, np.float32),
     )
-    batch = TrainingData(train, (), {"home": 0}, None, 4).batch(np.array([[0, 3], [3, 5]]), seed=0)
+    windows = np.array([[0, 3], [3, 5]])
+    batch = TrainingData(train, (), {"home": 0}, None, 4).batch(windows, seed=0)
     assert batch.request.newest.tolist() == [[3, 5], [1, -1]]
     assert batch.targets.tolist() == [[5, 8], [2, -1]]
+    assert batch.history.profile is None
+    known = TrainingData(replace(train, attributes=[(), (("plan", "free"),)]), (), {"home": 0}, None, 4)
+    assert known.batch(windows, seed=0).history.profile.tolist() == [[-1], [bucket("plan", "free")]]

@@ -10,16 +10,17 @@ import pytest
 import torch
 from tests_support import TEXT, tiny_model
 
-from genrec.contracts import UserContext
+from genrec.contracts import MAX_ATTRIBUTES, UserContext
 from genrec.errors import GenrecError
 from genrec.generator import search
 from genrec.generator.model import GeneratorModel, History, Request, distances
+from genrec.generator.profile import BUCKETS, bucket, profiles
 from genrec.generator.search import beam_search, make_history, make_request, score_items
 
 CONTEXTS = [
-    UserContext(history=(1, 2, 3), times=(0.0, 86400.0, 1e7), weights=(1.0, 2.0, 0.5)),
+    UserContext(history=(1, 2, 3), times=(0.0, 86400.0, 1e7), weights=(1.0, 2.0, 0.5), attributes=(("age", "24"),)),
     UserContext(history=(4,), scenario="item", trigger=4),
-    UserContext(),
+    UserContext(attributes=(("age", "24"), ("city", "Oslo"))),
     UserContext(history=tuple(range(10)), scenario="search"),
 ]
 
@@ -27,13 +28,13 @@ CONTEXTS = [
 def trained_scores(model: GeneratorModel, history: History, request: Request, targets: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of one target per user, rows [B, 1], the way that training computes them."""
     distance = model.visible(history, request, distances(history))
-    hidden = model.decode(model.encode(history), request, targets, distance)[:, 0]
+    hidden = model.decode(history, request, targets, distance)[:, 0]
     return model.log_likelihood(hidden, targets[:, 0]).sum(1, keepdim=True).detach()
 
 
 @pytest.mark.parametrize("retrieved", [0, 2])
 def test_a_wide_beam_equals_brute_force(retrieved: int) -> None:
-    model = tiny_model(retrieved=retrieved)
+    model = tiny_model(retrieved=retrieved, profiles=True)
     history, request = make_history(CONTEXTS, 6), make_request(model, CONTEXTS)
     every = torch.arange(30).expand(len(CONTEXTS), -1)
     exact = score_items(model, history, request, every)
@@ -45,7 +46,7 @@ def test_a_wide_beam_equals_brute_force(retrieved: int) -> None:
 
 @pytest.mark.parametrize("retrieved", [0, 2])
 def test_a_batch_gives_what_single_requests_give(retrieved: int) -> None:
-    model = tiny_model(retrieved=retrieved)
+    model = tiny_model(retrieved=retrieved, profiles=True)
     together = beam_search(model, make_history(CONTEXTS, 6), make_request(model, CONTEXTS), 8)
     for i, context in enumerate(CONTEXTS):
         alone = beam_search(model, make_history([context], 6), make_request(model, [context]), 8)
@@ -157,6 +158,27 @@ def test_scenario_trigger_and_instruction_all_steer() -> None:
     assert not torch.allclose(plain, scores(UserContext(history=(1, 2, 3), trigger=9)))
     assert not torch.allclose(plain, scores(base, np.ones((1, TEXT), np.float32)))
     assert torch.allclose(plain, scores(base, np.full((1, TEXT), np.nan, np.float32)))
+
+
+def test_the_profile_reaches_every_request() -> None:
+    """Of a user with a history and of one without; case and blanks aside; and a model without profiles ignores it."""
+    mine, same, other = ((("Plan", " free"),), (("plan", "FREE "),), (("plan", "paid"),))
+    for items in ((1, 2, 3), ()):
+        contexts = [UserContext(items, attributes=a) for a in (mine, same, other, ())]
+        every = torch.arange(30).expand(4, -1)
+        for model, differ in ((tiny_model(profiles=True), True), (tiny_model(), False)):
+            scores = score_items(model, make_history(contexts, 6), make_request(model, contexts), every)
+            assert torch.equal(scores[0], scores[1])
+            assert torch.allclose(scores[0], scores[2]) != differ and torch.allclose(scores[0], scores[3]) != differ
+
+
+def test_profiles_are_padded_and_bounded() -> None:
+    many = tuple((f"a{i}", "b") for i in range(2 * MAX_ATTRIBUTES))
+    found = profiles([(), (("a0", "b"),), many])
+    assert found is not None and found.shape == (3, MAX_ATTRIBUTES)
+    assert (found[0] == -1).all() and found[1].tolist() == [bucket("a0", "b")] + [-1] * (MAX_ATTRIBUTES - 1)
+    assert bool(((found[2] >= 0) & (found[2] < BUCKETS)).all())
+    assert profiles([(), ()]) is None and make_history([UserContext((1,))], 6).profile is None
 
 
 def test_bos_carries_the_newest_event() -> None:

@@ -14,6 +14,7 @@ from genrec.errors import GenrecError
 from genrec.generator.batches import Batch, ScenarioTask, TrainingData
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
+from genrec.generator.search import beam_search, make_history, make_request
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from training.generator import Progress, TrainingConfig, loss_of, train
 
@@ -64,6 +65,29 @@ def test_a_rule_in_the_data_is_learned(tmp_path: Path) -> None:
     with torch.no_grad():
         loss, _ = loss_of(model, batch)
     assert loss < 0.5 < sum(said[0].loss)
+
+
+def test_what_the_profile_alone_says_is_learned(tmp_path: Path) -> None:
+    """All begin with item 0; those of one plan go on to 1, those of the other to 2."""
+    base, _ = model_and_data(dropout=0.0)
+    reads = GeneratorConfig(**base.config.to_dict() | {"profiles": True})
+    model = GeneratorModel(reads).set_catalog(base.trie, base.item_text)
+    users = 64
+    train_on = Sequences(
+        [f"u{i}" for i in range(users)],
+        np.arange(0, 2 * users + 1, 2),
+        np.array([[0, 1 + i % 2] for i in range(users)], np.int32).ravel(),
+        np.tile(np.arange(2.0), users),
+        np.ones(2 * users, np.float32),
+        np.full(2 * users, np.nan, np.float32),
+        [(("plan", ("free", "paid")[i % 2]),) for i in range(users)],
+    )
+    data = TrainingData(train_on, (), {"home": 0}, None, 8)
+    config = TrainingConfig(epochs=80, positions=64, learning_rate=1e-2, warmup=5, evaluations=1)
+    train(model, data, config, tmp_path, lambda m: 0.5)
+    contexts = [train_on.context(0, 1), train_on.context(1, 1)]
+    beam = beam_search(model.eval(), make_history(contexts, 6), make_request(model, contexts), 3)
+    assert beam.items[:, 0].tolist() == [1, 2] and (beam.scores[:, 0] > -0.1).all()
 
 
 def test_the_tools_teach_first_and_the_users_own_choices_finish(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def truncated(matrix: sparse.csr_matrix, dimensions: int, power: float = 0.5) ->
 
 def content_vectors(catalog: Catalog, dimensions: int) -> np.ndarray:
     """Unit rows, float32 [N, dimensions]: the SVD of the items' TF-IDF rows; zero for an item without words."""
-    nothing = Sequences([], np.zeros(1, np.int64), *(np.zeros(0, t) for t in (np.int32, float, np.float32, np.float32)))
+    real = np.zeros(0, np.float32)
+    nothing = Sequences([], np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), real, real)
     matrix = Content().fit(nothing, catalog).matrix
     return unit(truncated(matrix, dimensions, power=1.0))
 
