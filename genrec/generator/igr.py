@@ -4,8 +4,9 @@ OxygenREC (2512.22386; papers' notation): a query vector of the request and a ve
 
     q = psi_q([phi_scn(I_s) ; g(I_r)])        h = psi_i([phi_item(v_h) ; g(x_h)])
 
-the top K of the history by q.h, and X_enc = [profile ; recent ; retrieved] (the profile: profile.py). psi_i is shared between history and target items,
-and g, the text adapter, between instruction and item text. The Q2I loss (Eq. 2) is what trains q and h:
+the top K of the history by q.h, and X_enc = [profile ; recent ; retrieved] (the profile: profile.py). psi_i is shared
+between history and target items, and g, the text adapter, between instruction and item text. The Q2I loss (Eq. 2) is
+what trains q and h:
 
     L_Q2I = - mean_i q_i.t_i  +  lambda_r (-log(Var(Q) Var(T)))  +  lambda_d mean_{i != j} (q_i.q_j)^2
 

@@ -5,7 +5,8 @@
 
 Arms: `unified` learns all scenarios, as `genrec fit` does; `home`, `item`, `search` and `favourites` learn theirs
 alone, from every training position that qualifies for it, and keep the weights that rank its own validation requests
-best; `unified` keeps those that rank home's best. All share data, semantic IDs, tools, size and epochs of their seed.
+best; `unified` keeps those that rank home's best. All share data, semantic IDs, tools and size of their seed. The one
+model that takes the place of four is trained as long as the four together: EPOCHS each, and four times EPOCHS.
 Tools teach the same share of early targets: `unified` at its home positions, as `genrec fit` does, the others at their
 own; `search` is not taught, since its query tells the item.
 Each scenario's test requests are ranked by the unified model and by its own, without any tool.
@@ -102,7 +103,7 @@ def fit(args: argparse.Namespace) -> None:
                 data=args.data,
                 out=args.work / f"{arm}.{seed}",
                 protocol=args.protocol,
-                epochs=args.epochs,
+                epochs=args.epochs * (len(SCENARIOS) if arm == UNIFIED else 1),
                 d_model=args.d_model,
                 seed=seed,
             )
@@ -149,7 +150,7 @@ def main() -> int:
     one = commands.add_parser("fit", help="fit the arms")
     one.add_argument("--data", required=True)
     one.add_argument("--protocol", default="rolling")
-    one.add_argument("--epochs", type=int, default=16)
+    one.add_argument("--epochs", type=int, default=8, help="of a model for one scenario (default: %(default)s)")
     one.add_argument("--d-model", type=int, default=128)
     one.add_argument("--arms", nargs="+", choices=(UNIFIED, *SCENARIOS), default=(UNIFIED, *SCENARIOS))
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
