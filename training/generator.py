@@ -24,7 +24,7 @@ from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.igr import q2i_loss
 from genrec.generator.model import GeneratorModel
 from genrec.io import read_json, write_json
-from training.state import State
+from genrec.state import CHECKPOINT, State
 
 # lambda_r and lambda_d of Eq. 2: the paper does not say. With .01 for both, as in the one public re-implementation,
 # the cosine wins over the spread: nearly all of q and t becomes one shared direction (docs/slow-thinking.md).
@@ -111,6 +111,7 @@ class Run(State):
 
     def __init__(self, model: GeneratorModel, data: TrainingData, config: TrainingConfig) -> None:
         super().__init__(model, config.learning_rate, config.weight_decay)
+        self.model = model
         self.data, self.config = data, config
         counts = [len(data.epoch(self._size(e), config.positions, config.seed, e)) for e in range(config.epochs)]
         self.ends = torch.tensor(counts).cumsum(0).tolist()
@@ -169,7 +170,7 @@ def train(
     run = Run(model, data, config)
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"training": asdict(config), "model": model.config.to_diff_dict(), "events": data.train.events}
-    if run.load(folder):
+    if run.load(folder / CHECKPOINT):
         if read_json(folder / "run.json") != identity:
             raise GenrecError(f"{folder} holds a checkpoint of another configuration; remove it or use another folder")
     else:
@@ -197,7 +198,7 @@ def train(
             report(Progress(run.step, run.steps, epoch, loss, validation, run.best, rate))
             losses, positions, since = [], 0, time.monotonic()
         if time.monotonic() - saved > checkpoint_seconds or validation is not None:
-            run.save(folder)
+            run.save(folder / CHECKPOINT)
             saved = time.monotonic()
     run.use(run.best_weights)
     return model.eval()

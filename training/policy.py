@@ -50,9 +50,9 @@ from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.model import GeneratorModel, History, Request
 from genrec.generator.search import beam_search, make_history, make_request, score_items
 from genrec.io import read_json, write_json, write_text
+from genrec.state import CHECKPOINT, State
 from training.align_config import FLOORED, AlignConfig
 from training.generator import loss_of
-from training.state import State
 
 RATIOS = (0.0, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)  # lower edges of the histogram of ratios
 GATES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99)  # of how far the gates are open
@@ -152,6 +152,7 @@ class Aligner(State):
             raise GenrecError("alignment runs in one process; start it without `accelerate launch --num_processes`")
         model.to(self.accelerator.device)
         super().__init__(model, config.learning_rate, WEIGHT_DECAY)
+        self.model = model
         self.positions, self.bench, self.weights, self.config = positions, bench, weights, config
         self.texts, self.price, self.q2i = texts, price, q2i
         self.start = copy.deepcopy(model).requires_grad_(False).eval() if config.ranking == "anchored" else None
@@ -292,7 +293,7 @@ class Aligner(State):
         identity = {k: v for k, v in config.as_dict().items() if k not in ("bundle", "out", "checkpoint_seconds")}
         identity |= {"model": self.model.config.to_diff_dict(), "rewards": self.weights.weights}
         lines: list[str] = []
-        if self.load(folder):
+        if self.load(folder / CHECKPOINT):
             if read_json(folder / "run.json") != identity:
                 raise GenrecError(f"{folder} holds an alignment of other settings; remove it or use another folder")
             written = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -301,7 +302,7 @@ class Aligner(State):
             write_json(folder / "run.json", identity)
             first = self.measured(evaluate)
             self.log(lines, folder, {"step": 0, "validation": first, "best": self.best, "kept": 0}, report)
-            self.save(folder)
+            self.save(folder / CHECKPOINT)
         saved, ended = time.monotonic(), bool(self.meta["done"])
         while self.step < config.steps and not ended:
             rollout = self.roll_out()
@@ -321,7 +322,7 @@ class Aligner(State):
                 self.meta["done"] = "early" if ended else ""
             self.log(lines, folder, line, report)
             if "validation" in line or time.monotonic() - saved > config.checkpoint_seconds:
-                self.save(folder)
+                self.save(folder / CHECKPOINT)
                 saved = time.monotonic()
         self.use(self.best_weights)
         return self.model.eval()

@@ -17,6 +17,7 @@ from genrec.data import SCENARIOS, EvalSet
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked
 from genrec.io import atomic, write_json
+from genrec.state import CHECKPOINT
 from training.align import Align
 from training.evaluate import (
     ALONE_ROW,
@@ -93,7 +94,7 @@ class AlignmentArm(Align):
         import torch
         from safetensors import safe_open
 
-        path = self.work / "generator" / "checkpoint.safetensors"
+        path = self.work / "generator" / CHECKPOINT
         if self.name == UNTOUCHED:
             return None
         with safe_open(path, "pt") as f, torch.no_grad():

@@ -140,8 +140,8 @@ def test_a_killed_fit_ends_with_the_same_values(tmp_path: Path, monkeypatch: pyt
     killed, save = CAPTS(CHEAP), _Run.save
     killed.work = tmp_path
 
-    def dies(run: _Run, path: Path, identity: str) -> None:
-        save(run, path, identity)
+    def dies(run: _Run, path: Path) -> None:
+        save(run, path)
         if run.step == 5:
             raise KeyboardInterrupt
 

@@ -48,8 +48,8 @@ def test_a_killed_comparison_goes_on_to_its_table(
 ) -> None:
     work, out, save = tmp_path / "arms", tmp_path / "out", _Run.save
 
-    def dies(run: _Run, path: Path, identity: str) -> None:
-        save(run, path, identity)
+    def dies(run: _Run, path: Path) -> None:
+        save(run, path)
         if "hadamard" in str(path) and run.step == 4:
             raise KeyboardInterrupt
 

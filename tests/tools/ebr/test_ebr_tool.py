@@ -176,8 +176,8 @@ def test_a_killed_fit_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
     killed.work = tmp_path
     save = _Run.save
 
-    def dies(run: _Run, path: Path, identity: str) -> None:
-        save(run, path, identity)
+    def dies(run: _Run, path: Path) -> None:
+        save(run, path)
         if run.step == 7:
             raise KeyboardInterrupt
 

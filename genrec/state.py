@@ -1,7 +1,8 @@
-"""The state of a training run of the generator: weights, their average, the best ones, the optimiser, in one file.
+"""The state of a training run: weights, their average, the best ones, the optimiser, in one file.
 
-What `training.generator` and `training.align` share. A checkpoint is whole or absent, and holds all that is needed to
-go on to the same weights, randomness apart, which both take from (seed, step).
+What the training loops of the generator (`training.generator`, `training.policy`) and of the tools
+(`genrec.tools.learning`) share. A checkpoint is whole or absent, and holds all that is needed to go on to the same
+weights, randomness apart, which all take from (seed, step).
 """
 
 from __future__ import annotations
@@ -9,33 +10,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from genrec.generator.model import GeneratorModel
+from genrec.errors import GenrecError
 from genrec.io import atomic
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class State:
     """The model's parameters with AdamW, an exponential average of them, and the best average so far.
 
     step: optimiser steps done; best: what the best weights reached on validation, None before any was measured. meta:
-    strings that are kept in the checkpoint besides.
+    strings that are kept in the checkpoint besides. identity: of the run, where the file could be another's.
     """
 
-    def __init__(self, model: GeneratorModel, learning_rate: float, weight_decay: float) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, identity: str = "") -> None:
+        self.identity = identity
         self.names = [n for n, _ in model.named_parameters()]
         self.parameters: list[Tensor] = [p for _, p in model.named_parameters()]
         self.average = [p.detach().clone() for p in self.parameters]
         self.best_weights = [p.detach().clone() for p in self.parameters]
-        decay = [p for p in self.parameters if p.dim() > 1]
-        plain = [p for p in self.parameters if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+        matrices = [p for p in self.parameters if p.dim() > 1]
+        vectors = [p for p in self.parameters if p.dim() <= 1]
+        decayed = {"params": matrices, "weight_decay": weight_decay}
+        groups = [g for g in (decayed, {"params": vectors, "weight_decay": 0.0}) if g["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
         for p in self.parameters:  # moments exist from the start, so that a checkpoint always has them
             state = self.optimizer.state[p]
             state["step"] = torch.zeros((), device=p.device)
@@ -59,7 +59,7 @@ class State:
                 p.copy_(w)
         return before
 
-    def save(self, folder: Path) -> None:
+    def save(self, path: Path) -> None:
         """Everything needed to go on, in one file that is whole or absent."""
         from safetensors.torch import save_file
 
@@ -75,19 +75,21 @@ class State:
             }
         counts = [self.optimizer.state[p]["step"].cpu() for p in self.parameters]
         tensors["optimizer_steps"] = torch.stack(counts)  # its own: a step that was left out is none
-        meta = self.meta | {"step": str(self.step), "best": "" if self.best is None else repr(self.best)}
-        with atomic(folder / "checkpoint.safetensors") as path:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
+        best = "" if self.best is None else repr(self.best)
+        meta = self.meta | {"step": str(self.step), "best": best, "identity": self.identity}
+        with atomic(path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=meta)
 
-    def load(self, folder: Path) -> bool:
-        """Goes back to the last checkpoint; False where there is none."""
+    def load(self, path: Path) -> bool:
+        """Goes back to the checkpoint; False where there is none. Raises GenrecError where it is another run's."""
         from safetensors import safe_open
 
-        path = folder / "checkpoint.safetensors"
         if not path.exists():
             return False
         with safe_open(path, "pt") as f, torch.no_grad():
             meta = f.metadata()
+            if meta.get("identity") != self.identity:
+                raise GenrecError(f"{path} holds a checkpoint of another configuration; remove it")
             counts = f.get_tensor("optimizer_steps")
             for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):
                 state = self.optimizer.state[p]
@@ -99,5 +101,5 @@ class State:
                 state["step"].copy_(counts[i])
             self.step = int(meta["step"])
             self.best = float(meta["best"]) if meta["best"] else None
-            self.meta = {k: v for k, v in meta.items() if k not in ("step", "best")}
+            self.meta = {k: v for k, v in meta.items() if k not in ("step", "best", "identity")}
         return True
