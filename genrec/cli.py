@@ -227,6 +227,10 @@ def parser() -> argparse.ArgumentParser:
     one = command("ui", commands.ui, "start the page over a bundle")
     _bundle(one)
     _address(one)
+    one.add_argument(
+        "--ranker", type=Path, action="append", default=[], metavar="FOLDER",
+        help="of `genrec rank`: show its view of every list; repeatable",
+    )  # fmt: skip
     return whole
 
 

@@ -423,7 +423,7 @@ def ui(args: argparse.Namespace) -> None:
     _need_gradio()
     from ui.app import launch
 
-    launch(args.bundle, args.host, args.port, args.store)
+    launch(args.bundle, args.host, args.port, args.store, args.ranker)
 
 
 def _need_gradio() -> None:

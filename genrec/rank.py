@@ -169,6 +169,19 @@ def load(name: str, folder: Path) -> MARM | SARM:
     return MARM.load(folder) if name == "marm" else SARM.load(folder)
 
 
+def open_tool(folder: Path) -> MARM | SARM:
+    """The tool in a folder, whichever it is."""
+    from genrec.io import check_shape, read_json
+
+    path = folder / "tool.json"
+    if not path.is_file():
+        raise GenrecError(f"{folder} holds no ranking tool; make one with genrec rank marm fit --out {folder}")
+    name = check_shape(path, read_json(path), {"name": str})["name"]
+    if name not in SIZES:
+        raise GenrecError(f"{folder} holds {name!r}, which is no ranking tool; there are: {', '.join(SIZES)}")
+    return load(name, folder)
+
+
 def reasons(tool: MARM | SARM, context: UserContext, rows: list[int]) -> list[dict[str, Any]]:
     """What the command line and the page show of each candidate row, best first: item, title, score, sentence, and
     `events` (MARM: title, share of attention) or `words` (SARM: word, part of the log-odds), JSON-ready."""

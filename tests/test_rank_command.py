@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests_support import shop
+from tests_support import rated_shop
 
 from genrec.cli import main
 
@@ -11,12 +11,7 @@ SMALL = ["--epochs", "1", "--d", "8", "--events", "6"]
 
 @pytest.fixture(scope="module")
 def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = shop(tmp_path_factory.mktemp("rated"), users=24)
-    lines = (folder / "interactions.csv").read_text().splitlines()
-    rows = [f"{line},{1 + (3 * n + n // 7) % 5},{n % 2}" for n, line in enumerate(lines[1:])]
-    more = [f"u{u},soap-{i},{1_700_000_000 + 100 * i},{1 + i % 5},{i % 2}" for u in range(24) for i in range(10)]
-    (folder / "interactions.csv").write_text("\n".join([lines[0] + ",rating,kept", *rows, *more]) + "\n")
-    return folder
+    return rated_shop(tmp_path_factory.mktemp("rated"))
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:

@@ -53,6 +53,16 @@ def shop(folder: Path, users: int = 40, per_kind: int = 10, seed: int = 0) -> Pa
 TEXT = 6
 
 
+def rated_shop(folder: Path) -> Path:
+    """The shop with a rating and a column `kept` for every event, for the ranking tools."""
+    shop(folder, users=24)
+    lines = (folder / "interactions.csv").read_text().splitlines()
+    rows = [f"{line},{1 + (3 * n + n // 7) % 5},{n % 2}" for n, line in enumerate(lines[1:])]
+    more = [f"u{u},soap-{i},{1_700_000_000 + 100 * i},{1 + i % 5},{i % 2}" for u in range(24) for i in range(10)]
+    (folder / "interactions.csv").write_text("\n".join([lines[0] + ",rating,kept", *rows, *more]) + "\n")
+    return folder
+
+
 def tiny_model(
     items: int = 30, levels: int = 3, codes: int = 5, seed: int = 0, known: int | None = None, retrieved: int = 0,
     profiles: bool = False,

@@ -10,7 +10,7 @@ is loaded from elsewhere. The list follows every choice at once; typed text is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from genrec.errors import GenrecError, missing_package
 from genrec.recommender import Recommender
 from genrec.tools import EBR
 from ui import render
+from ui.rankers import Ranker
 from ui.session import (
     Form,
     Session,
@@ -51,31 +52,40 @@ Change = dict[Any, Any]  # component -> its new value
 STYLE = Path(__file__).with_name("style.css")
 
 
-def build(recommender: Recommender) -> gr.Blocks:
-    """The page over one recommender. It opens on the first user of the data set; `serve` shows it."""
+def build(recommender: Recommender, rankers: Sequence[Ranker] = ()) -> gr.Blocks:
+    """The page over one recommender. It opens on the first user of the data set; `serve` shows it. rankers: whose view
+    of each list the trace shows."""
     weights = {name: chosen_weights(recommender, name) for name in recommender.bundle.dataset.scenarios}
     with gr.Blocks(title="genrec", analytics_enabled=False) as page:
         ebr = recommender.bundle.tools.get(EBR.name)
         parts = place(recommender.bundle.dataset, weights, None if ebr is None else ebr.config.alpha)
-        _wire(page, parts, recommender)
+        _wire(page, parts, recommender, rankers)
     return page
 
 
 def launch(
-    bundle_path: Path | str, host: str = "127.0.0.1", port: int = 7860, instructions: Path | str | None = None
+    bundle_path: Path | str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    instructions: Path | str | None = None,
+    rankers: Sequence[Path] = (),
 ) -> None:
-    """Serves the page over a bundle until it is interrupted. instructions: see Bundle.load. Raises GenrecError (bad
-    bundle, port in use)."""
-    serve(Recommender.load(bundle_path, instructions), host, port)
+    """Serves the page over a bundle until it is interrupted. instructions: see Bundle.load. rankers: folders that
+    `genrec rank ... fit` made. Raises GenrecError (bad bundle or ranker, port in use)."""
+    recommender = Recommender.load(bundle_path, instructions)
+    tools = [Ranker.open(folder, recommender.bundle.dataset.catalog) for folder in rankers]
+    serve(recommender, host, port, rankers=tools)
 
 
-def serve(recommender: Recommender, host: str, port: int, wait: bool = True) -> gr.Blocks:
+def serve(
+    recommender: Recommender, host: str, port: int, wait: bool = True, rankers: Sequence[Ranker] = ()
+) -> gr.Blocks:
     """Starts the page's server; with wait False it returns while the server runs (`close()` ends it).
 
     The first list is made before the server starts, so that nobody waits for the model, and what is wrong with a
     bundle is said here.
     """
-    page, users = build(recommender), recommender.bundle.dataset.sequences.users
+    page, users = build(recommender, rankers), recommender.bundle.dataset.sequences.users
     recommender.recommend(recommender.context(user=users[0]) if users else recommender.context(history=[]), k=1)
     try:
         page.launch(
@@ -116,7 +126,7 @@ def theme() -> gr.themes.Base:
     )
 
 
-def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
+def _wire(page: gr.Blocks, at: Layout, recommender: Recommender, rankers: Sequence[Ranker]) -> None:
     """Every event of the page. Handlers return {component: new value}."""
     catalog, index = recommender.bundle.dataset.catalog, TitleIndex(recommender.bundle.dataset)
 
@@ -135,7 +145,7 @@ def _wire(page: gr.Blocks, at: Layout, recommender: Recommender) -> None:
         return {
             at.notice: "",
             at.listed: render.recommendations(trace, catalog),
-            at.traced: trace_view(trace, catalog),
+            at.traced: trace_view(trace, catalog, rankers),
         }
 
     def refuse(wrong: GenrecError) -> Change:

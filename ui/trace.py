@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from genrec.contracts import Evidence, Instruction, Trace
 from genrec.data.dataset import Catalog
+from ui.rankers import Ranker, rankers
 from ui.render import SOURCES, colour, context_line, part_names
 from ui.text import SENTENCE, WORD, element, safe
 from ui.tools import details
@@ -14,8 +16,8 @@ from ui.tools import details
 HISTORY = 30  # newest items shown
 
 
-def trace_view(trace: Trace, catalog: Catalog) -> str:
-    """Everything that led to the list, in the order in which it happened."""
+def trace_view(trace: Trace, catalog: Catalog, tools: Sequence[Ranker] = ()) -> str:
+    """Everything that led to the list, in the order in which it happened, and what rankers say of it."""
     return (
         '<div class="head"><h2>How it came about</h2></div><div class="trace">'
         + _section("Instruction", instruction(trace), "wide")
@@ -23,6 +25,7 @@ def trace_view(trace: Trace, catalog: Catalog) -> str:
         + _section("Beam of the generator", beam(trace, catalog))
         + _section("Tools", evidence(trace, catalog), "wide")
         + _section("Scores", scores(trace), "wide")
+        + (_section("Rankers", rankers(tools, trace), "wide") if tools else "")
         + _section("Time", timings(trace), "wide")
         + "</div>"
     )

@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
+from tests_support import rated_shop
 
 from genrec.bundle import MANIFEST, STORE, seal
+from genrec.cli import main
 from genrec.contracts import Instruction, Trace, UserContext
 from genrec.data import read_dataset, save_dataset
 from genrec.errors import GenrecError
@@ -26,6 +28,7 @@ from genrec.instructions import open_store
 from genrec.io import read_json
 from genrec.recommender import Recommender
 from ui.app import launch, serve
+from ui.rankers import Ranker
 
 pytestmark = pytest.mark.real
 
@@ -96,7 +99,11 @@ def site(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = serve(recommender, "127.0.0.1", port, wait=False)
+    ranker = tmp_path_factory.mktemp("ranker")
+    fit = ["rank", "marm", "fit", "--data", str(rated_shop(ranker / "shop")), "--out", str(ranker / "marm")]
+    assert main([*fit, "--epochs", "1", "--d", "8", "--events", "6", "--layers", "2"]) == 0
+    tools = [Ranker.open(ranker / "marm", recommender.bundle.dataset.catalog)]
+    app = serve(recommender, "127.0.0.1", port, wait=False, rankers=tools)
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         yield Site(f"http://127.0.0.1:{port}/", recommender, browser)
@@ -149,6 +156,7 @@ def test_it_opens_on_a_user_with_the_stored_instruction_the_list_and_the_whole_t
     for heading in ("Instruction", "Request", "Beam of the generator", "Tools", "Scores", "Time"):
         expect(page.locator("#traced h3", has_text=heading).first).to_be_visible()
     assert page.locator("#traced article").count() == len(site.recommender.bundle.tools)
+    expect(page.locator("#traced .ranker .because")).to_have_count(10)
     assert page.locator("#traced .beam .dot").count() == 10
     assert page.locator("#listed .bar i").count() > 10
 
