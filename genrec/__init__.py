@@ -1,6 +1,6 @@
 """genrec: generative recommendation with a language model that thinks slowly and a generator that answers fast."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:

@@ -149,7 +149,9 @@ class Bundle:
         loaded: Any = GeneratorModel.from_pretrained(folder, output_loading_info=True)
         model: GeneratorModel = loaded[0]
         if any(loaded[1][kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-            raise GenrecError(f"{folder} holds the weights of another version of the generator; fit the bundle again")
+            raise GenrecError(
+                f"{folder} holds the weights of another version of the generator; remove the bundle and fit it again"
+            )
         model.set_catalog(self.semantic_ids.trie, torch.from_numpy(self.embeddings))
         return model.eval()
 

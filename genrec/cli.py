@@ -313,13 +313,11 @@ def _ids(text: str) -> list[str]:
 
 
 def _attribute(text: str) -> tuple[str, str]:
-    """(name, value) out of "name=value"; the name as the columns of users.* are compared."""
-    from genrec.data.schema import normalised
-
+    """(name, value) out of "name=value"."""
     name, sign, value = text.partition("=")
     if not (sign and name.strip() and value.strip()):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not NAME=VALUE, as in age=24")
-    return normalised(name), value.strip()
+    return name, value
 
 
 def _words(text: str) -> tuple[str, ...]:

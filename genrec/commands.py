@@ -210,7 +210,9 @@ def worker(args: argparse.Namespace) -> None:
         template, evidence = prompts.load(prompt_of(args)), tool_evidence(bundle)
         keeper = Worker(catalog, template, bundle.store, model_of(args, report), config, evidence, report)
         with interrupted_by(signal.SIGTERM):
-            done = keeper.run(Interactions(args.data or bundle.config["data"], catalog, report), args.once)
+            done = keeper.run(
+                Interactions(args.data or bundle.config["data"], catalog, report, bundle.dataset.sequences), args.once
+            )
     if args.json:
         terminal.show_json(done.as_dict() | {"stored": bundle.store.count()})
     else:
@@ -266,7 +268,7 @@ def write_instructions(
     from serving.instruct import InstructReport, instruct, stale, tool_evidence
 
     bundle, template = recommender.bundle, prompts.load(prompt)
-    able = [context for context in asked if has_content(context)]
+    able = [context for context in asked if has_content(context, template)]
     waiting = stale(able, bundle.dataset.catalog, template, bundle.store)
     if not waiting:
         report(f"instructions: {len(able)} users are up to date")

@@ -165,6 +165,7 @@ class Trace:
         return {
             "context": {
                 "user": c.user,
+                "attributes": [list(pair) for pair in c.attributes],
                 "scenario": c.scenario,
                 "history": [named(r) for r in c.history],
                 "trigger": None if c.trigger is None else named(c.trigger),

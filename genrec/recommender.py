@@ -20,6 +20,7 @@ import numpy as np
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR, POPULARITY, Shortlist, allowed_items, shortlist
 from genrec.contracts import HOME, SEARCH, Evidence, Instruction, Recommended, Trace, UserContext
+from genrec.data.schema import attribute
 from genrec.errors import GenrecError
 from genrec.tools import Tool
 
@@ -57,7 +58,7 @@ class Recommender:
         """A request. history: item identifiers, oldest first; when None it is the user's own, from the data set.
         attributes: what is known about the user, as (name, value); when None it is what the data set says.
 
-        Raises GenrecError for an unknown item, scenario, or a user without history in the data set.
+        Raises GenrecError for an unknown item, scenario, attribute, or a user without history in the data set.
         """
         catalog, sequences = self.bundle.dataset.catalog, self.bundle.dataset.sequences
         if scenario not in self.bundle.dataset.scenarios:
@@ -77,13 +78,17 @@ class Recommender:
             row = base.history[-1]
         if attributes is None:
             attributes = () if position is None else sequences.attributes_of(position)
+        attributes = tuple(attribute(str(name), str(value)) for name, value in attributes)
+        if unknown := next((name for name, _ in attributes if name not in sequences.attribute_names), None):
+            known = ", ".join(sequences.attribute_names) or "none"
+            raise GenrecError(f"unknown attribute {unknown[:60]!r}; those of this bundle's users: {known}")
         return replace(
             base,
             user=user,
             scenario=scenario,
             trigger=row,
             query=query.strip() if query else None,
-            attributes=tuple((str(name), str(value)) for name, value in attributes),
+            attributes=tuple(attributes),
         )
 
     def recommend(

@@ -88,7 +88,7 @@ class State:
             return False
         with safe_open(path, "pt") as f, torch.no_grad():
             meta = f.metadata()
-            if meta.get("identity") != self.identity:
+            if meta.get("identity", "") != self.identity:
                 raise GenrecError(f"{path} holds a checkpoint of another configuration; remove it")
             counts = f.get_tensor("optimizer_steps")
             for i, (name, p) in enumerate(zip(self.names, self.parameters, strict=True)):

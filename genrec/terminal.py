@@ -216,6 +216,9 @@ def show_trace(trace: Mapping[str, Any]) -> None:
     show_list(trace)
     weights = ", ".join(f"{plain(name)} {weight:g}" for name, weight in trace["fusion_weights"].items())
     _line(console, f"Fusion weights: {weights or 'none'}" + (f"; {trace['note']}" if trace["note"] else "") + "\n")
+    if known := trace["context"]["attributes"]:
+        said_of = ", ".join(f"{plain(name)} {plain(value)}" for name, value in known)
+        _line(console, f"Profile: {said_of}\n")
     if instruction := trace["instruction"]:
         for key in ("situation", "intents", "look_for", "rationale", "model", "prompt_version"):
             value = instruction.get(key)

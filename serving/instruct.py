@@ -198,7 +198,7 @@ def instruct(
     current = empty = 0
     for start in range(0, len(contexts), chunk):
         part = contexts[start : start + chunk]
-        able = [context for context in part if has_content(context)]
+        able = [context for context in part if has_content(context, template)]
         todo = stale(able, catalog, template, store)
         if todo:
             writer.write(todo)
@@ -213,7 +213,7 @@ def stale(
 ) -> list[UserContext]:
     """The contexts, in order, that have no instruction or one that was written from something else."""
     by_key = {key(context): context for context in contexts}
-    hashes = {k: context_hash(context, catalog, template.version) for k, context in by_key.items()}
+    hashes = {k: context_hash(context, catalog, template) for k, context in by_key.items()}
     return [by_key[k] for k in store.stale(hashes)]
 
 
@@ -240,7 +240,7 @@ def sign(
     return replace(
         written,
         prompt_version=prompts.template.version,
-        context_hash=context_hash(context, prompts.catalog, prompts.template.version),
+        context_hash=context_hash(context, prompts.catalog, prompts.template),
         created=now,
         events=len(context.history),
     )

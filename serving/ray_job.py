@@ -220,7 +220,7 @@ def ray_instruct(
     is missing in the end or the engine fails; what came before is stored.
     """
     check_contexts(contexts)
-    able = {key(context): context for context in contexts if has_content(context)}
+    able = {key(context): context for context in contexts if has_content(context, prompts.template)}
     todo = {key(c): c for c in stale(able.values(), prompts.catalog, prompts.template, store)}
     begun, read, generated, retried, replaced, written = time.perf_counter(), 0, 0, 0, 0, 0
     schema = dict(prompts.template.schema)

@@ -73,11 +73,18 @@ class WorkerConfig:
 class Interactions:
     """The users' sequences in a data source (see load_dataset), in rows of another catalogue, as they are now.
 
-    Events of items that this catalogue does not hold are left out, and reported: a fit brings them in.
+    Events of items that this catalogue does not hold are left out, and reported: a fit brings them in. fitted: the
+    sequences of the bundle, whose users keep the attributes they were fitted with, as `genrec instruct` has them.
     """
 
-    def __init__(self, source: str, catalog: Catalog, report: Callable[[str], None] = logger.info) -> None:
-        self.source, self.catalog, self.report = source, catalog, report
+    def __init__(
+        self,
+        source: str,
+        catalog: Catalog,
+        report: Callable[[str], None] = logger.info,
+        fitted: Sequences | None = None,
+    ) -> None:
+        self.source, self.catalog, self.report, self.fitted = source, catalog, report, fitted
         self._seen: object = None
         self._sequences: Sequences | None = None
 
@@ -90,13 +97,18 @@ class Interactions:
             mapping = np.array([rows.get(item, -1) for item in dataset.catalog.items], np.int32)
             mapped = mapping[dataset.sequences.items]
             kept = dataset.sequences.keep(mapped >= 0)
-            self._sequences, self._seen = replace(kept, items=mapped[mapped >= 0]), now
+            known = [self._attributes(kept, u) for u in range(len(kept))]
+            self._sequences, self._seen = replace(kept, items=mapped[mapped >= 0], attributes=known), now
             missing = int((mapped < 0).sum())
             self.report(
                 f"{self.source}: {len(kept):,} users, {kept.events:,} events"
                 + (f"; {missing:,} events of items that the bundle does not know are left out" if missing else "")
             )
         return self._sequences
+
+    def _attributes(self, now: Sequences, u: int) -> tuple[tuple[str, str], ...]:
+        known = None if self.fitted is None else self.fitted.position(now.users[u])
+        return now.attributes_of(u) if self.fitted is None or known is None else self.fitted.attributes_of(known)
 
     def _files(self) -> list[tuple[str, int, int]]:
         """Name, time and size of every file of the source; none for a named data set."""
@@ -182,7 +194,7 @@ class Worker:
         now = self.clock()
         if expired := self.store.expire(now - self.config.expire):
             self.report(f"{expired:,} instructions expired")
-        able = [context for context in contexts if has_content(context)]
+        able = [context for context in contexts if has_content(context, self.prompts.template)]
         todo = self.stalest(able)
         counts = {"current": len(able) - len(todo), "empty": len(contexts) - len(able)}
         if not todo:
@@ -220,15 +232,15 @@ class Worker:
 
     def _missed(self, context: UserContext, found: Instruction | None) -> int | None:
         """How many events a stale instruction does not know of; None for a fresh one."""
-        events, version = len(context.history), self.prompts.template.version
+        events, catalog, template = len(context.history), self.prompts.catalog, self.prompts.template
         if found is None:
             return events
-        if found.context_hash == context_hash(context, self.prompts.catalog, version):
+        if found.context_hash == context_hash(context, catalog, template):
             return 0 if self.clock() - found.created > self.config.max_age else None
         new = events - found.events
         fresh = (
             0 < new < self.config.window
-            and found.context_hash == context_hash(before(context, found.events), self.prompts.catalog, version)
+            and found.context_hash == context_hash(before(context, found.events), catalog, template)
             and self.clock() - found.created <= self.config.max_age
         )
         return None if fresh else max(new, 0)

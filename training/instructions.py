@@ -137,7 +137,7 @@ def write(
     """
     template = prompts.load(prompt)
     contexts = [context_at(dataset, p) for p in asked]
-    able = [(p, c) for p, c in zip(asked, contexts, strict=True) if has_content(c)]
+    able = [(p, c) for p, c in zip(asked, contexts, strict=True) if has_content(c, template)]
     said = {c.user: e for c, e in zip(contexts, evidence or [()] * len(asked), strict=True)}
     if model is None or store is None:
         writer = PromptWriter(dataset.catalog, template)

@@ -174,6 +174,8 @@ def context_line(context: UserContext, catalog: Catalog) -> list[tuple[str, str]
     out = [("scenario", safe(context.scenario, WORD))]
     if context.user is not None:
         out.insert(0, ("user", safe(context.user, WORD)))
+    if context.attributes:
+        out.append(("profile", safe(", ".join(f"{name} {value}" for name, value in context.attributes), SENTENCE)))
     if context.trigger is not None:
         out.append(("trigger", safe(catalog.title(context.trigger))))
     if context.query:

@@ -1,7 +1,7 @@
 """What one visitor of the page has chosen so far, and the request that it makes: no Gradio, no HTML here.
 
 A history starts as a user's own or empty, and may then be edited. An edited history is nobody's: the request
-leaves the user out, and with it the instruction that was stored for that user's own history.
+leaves the user out, and with it the instruction that was stored for that user's own history; the profile stays.
 """
 
 from __future__ import annotations
@@ -124,12 +124,15 @@ def ask(recommender: Recommender, form: Form) -> Trace:
             raise GenrecError(f"the {name} has {len(text)} characters; at most {MAX_INSTRUCTION} are read")
     now, item = form.session, recommender.bundle.dataset.catalog.item
     own = now.user is not None and not now.edited
+    sequences = recommender.bundle.dataset.sequences
+    position = None if now.user is None else sequences.position(now.user)
     context = recommender.context(
         user=now.user if own else None,
         history=None if own else [item(row) for row in now.history],
         scenario=form.scenario,
         trigger=form.trigger if has_trigger(form.scenario) else None,
         query=form.query or None,
+        attributes=() if position is None else sequences.attributes_of(position),  # an edited history is still theirs
     )
     if not form.text.strip():
         context = replace(context, user=None)

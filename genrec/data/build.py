@@ -32,7 +32,14 @@ def build(name: str, interactions: RawTable, catalog: RawTable | None = None, us
         items = read_catalog(catalog)
     sequences = build_sequences(events, items, "the catalogue" if catalog is None else catalog.name)
     if users is not None:
-        known, notes["attributes"] = read_users(users)
+        known, note = read_users(users)
+        there = sum(u in known for u in sequences.users)
+        if not there:
+            raise GenrecError(
+                f"{users.name}: none of its users has events (the first is {shown(next(iter(known)))}, the first with "
+                f"events {shown(sequences.users[0])}); use the same identifiers in both"
+            )
+        notes["attributes"] = f"{note}; of {there:,} of {len(sequences):,} users"
         sequences = replace(sequences, attributes=[known.get(u, ()) for u in sequences.users])
     dataset = Dataset(name, items, sequences, notes=notes)
     return replace(dataset, scenarios=tuple(s.name for s in scenarios_for(dataset)))

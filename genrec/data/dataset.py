@@ -88,6 +88,11 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.users)
 
+    @cached_property
+    def attribute_names(self) -> list[str]:
+        """The names of all attributes that are known of anybody."""
+        return sorted({name for pairs in self.attributes for name, _ in pairs})
+
     def attributes_of(self, u: int) -> tuple[tuple[str, str], ...]:
         """What is known about user u, as (name, value)."""
         return self.attributes[u] if self.attributes else ()

@@ -5,7 +5,8 @@ text column becomes a text field of the item. Left out: addresses, other identif
 (`year` apart), nested columns. Interactions: `user`, `item`, `timestamp` (required), `rating`, `behaviour`,
 `weight`, `pos` (the order within a user, which breaks ties in time). Other columns are ignored. Weights may be of any
 scale: they are divided by their mean, so that 1 is neutral everywhere. Users: `user` (required, unique); every further
-column whose values stand for REPEATED users each or more is an attribute, so names and addresses fall out.
+column of values that users share is an attribute, so names and addresses fall out. They must be known before the
+events: nothing can tell that a column was counted from the very events that are to be predicted.
 
 Accepted names are in CATALOG and INTERACTIONS, in any case, with spaces or hyphens for underscores; where
 several are there the first in the list wins.
@@ -13,6 +14,8 @@ several are there the first in the list wins.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -48,7 +51,9 @@ INTERACTIONS: dict[str, tuple[str, ...]] = {
     "pos": ("pos",),
 }  # fmt: skip
 USERS = {"user": (*INTERACTIONS["user"], "id")}
-REPEATED = 2  # a column of users is an attribute where its values stand for this many of them each, on average
+REPEATED = 2  # users who must share a value of an attribute
+NOTHING = {"", "-", "?", "n/a", "na", "nan", "none", "null", "unknown"}  # what stands for no value
+WHOLE = re.compile(r"^(-?\d+)\.0$")
 NOT_TEXT = {"url", "link", "image", "images", "image_url", "imurl", "img", "thumbnail"}
 
 # Behaviours without a weight column. Click, cart and order: OxygenREC-v2, second hand (papers/oxygenrec.md 1.6);
@@ -116,8 +121,11 @@ def read_interactions(raw: RawTable) -> Interactions:
 
 
 def read_users(raw: RawTable) -> tuple[dict[str, tuple[tuple[str, str], ...]], str]:
-    """user -> its attributes, and which columns they are, in words. Raises GenrecError; a user that is there twice is
-    an error."""
+    """user -> its attributes, and which columns they are, in words.
+
+    A value counts where REPEATED users or more share it, and a column where most of its values do: what belongs to one
+    person is not read. Raises GenrecError; a user or a column that is there twice is an error.
+    """
     user = find_column(raw, "user", USERS) or missing(raw, "user", USERS)
     ids = _unique(raw, user, "user")
     columns: dict[str, list[str]] = {}
@@ -126,18 +134,30 @@ def read_users(raw: RawTable) -> tuple[dict[str, tuple[tuple[str, str], ...]], s
         key = normalised(name)
         if name == user or key in NOT_TEXT or key in USERS["user"]:
             continue
-        values = texts(raw, name).to_pylist()
-        filled = [v for v in values if v]
-        if len(columns) < MAX_ATTRIBUTES and filled and REPEATED * len(set(filled)) <= len(filled):
-            columns[key] = values
+        if key in columns:
+            raise GenrecError(f"{raw.name}: the column {key!r} is there twice, in other spellings; rename one")
+        if pa.types.is_nested(raw.table[name].type):
+            left.append(key)
+            continue
+        values = [attribute(key, text)[1] for text in texts(raw, name).to_pylist()]
+        counts = Counter(v for v in values if v)
+        shared = {v for v, n in counts.items() if n >= REPEATED}
+        if len(columns) < MAX_ATTRIBUTES and shared and 2 * sum(counts[v] for v in shared) >= counts.total():
+            columns[key] = [v if v in shared else "" for v in values]
         else:
-            left.append(key[:40])
+            left.append(key)
     known = {
         u: tuple((name, values[row]) for name, values in columns.items() if values[row])
         for row, u in enumerate(ids.to_pylist())
     }
     note = ", ".join(columns) or "no column is an attribute"
-    return known, note + (f"; left out: {', '.join(left[:20])}" if left else "")
+    return known, note + (f"; left out: {', '.join(name[:40] for name in left[:20])}" if left else "")
+
+
+def attribute(name: str, value: str) -> tuple[str, str]:
+    """An attribute of a user as it is compared: the name as columns are, a whole number without ".0", "" for none."""
+    value = WHOLE.sub(r"\1", value.strip())
+    return normalised(name), "" if value.casefold() in NOTHING else value
 
 
 def _unique(raw: RawTable, column: str, what: str) -> pa.Array:

@@ -20,6 +20,7 @@ from genrec.generator.profile import profiles
 
 HOME = 0
 UNTIMED = 0.1  # share of windows trained without times: a history given at the request may have none
+UNKNOWN = 0.1  # share of windows trained without a profile, and of attributes left out: not all is known of everybody
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ class TrainingData:
     @cached_property
     def _profiles(self) -> Tensor | None:
         return profiles(self.train.attributes)
+
+    def _profile(self, users: np.ndarray, seed: int) -> Tensor | None:
+        """The buckets of these users, int64 [B, P], some of them hidden; of its own randomness."""
+        if self._profiles is None:
+            return None
+        rng = np.random.default_rng((seed, 1))
+        found = self._profiles[users]
+        hidden = (rng.random((len(users), 1)) < UNKNOWN) | (rng.random(tuple(found.shape)) < UNKNOWN)
+        return found.masked_fill(torch.from_numpy(hidden), -1)
 
     def windows(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [windows, 2], start and end positions of at most size + 1 events, two or more each."""
@@ -161,7 +171,7 @@ class TrainingData:
                 torch.from_numpy(rows).long(),
                 torch.from_numpy(gaps).float(),
                 torch.from_numpy(weights).float(),
-                None if self._profiles is None else self._profiles[s.user_of[windows[:, 0]]],
+                self._profile(s.user_of[windows[:, 0]], seed),
             ),
             torch.from_numpy(targets).long(),
             torch.from_numpy(np.where(real, s.weights[after], 0)).float(),

@@ -32,6 +32,7 @@ Chat = list[dict[str, str]]
 FIELDS = ("scenario", "time", "profile", "history", "items", "kinds", "trigger", "query", "evidence", "proposals")
 RECENCY = 0.9  # a category's weight per step back in the history
 TITLE_BYTES, QUERY_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 160, 40
+PROFILE = "profile"  # the field of a prompt that shows attributes and statistics
 LABELS_BYTES, PROFILE_BYTES = 80, 320  # the labels of one item; the profile line
 
 
@@ -69,27 +70,29 @@ class Template(Protocol):
         ...
 
 
-def context_hash(context: UserContext, catalog: Catalog, prompt_version: str) -> str:
+def context_hash(context: UserContext, catalog: Catalog, template: Template) -> str:
     """sha256 (hex) of everything an instruction is written from, evidence aside: another hash means stale.
 
-    Prompt version, scenario, trigger, query, the history's item identifiers in order and, where there are any, the
-    user's attributes; a catalogue whose rows were reordered gives the same hash. Times, weights and the clock do not
-    count.
+    Prompt version, scenario, trigger, query, the history's item identifiers in order and the user's attributes, where
+    there are any and the prompt shows them; a catalogue whose rows were reordered gives the same hash. Times, weights
+    and the clock do not count.
     """
     parts = [
-        prompt_version,
+        template.version,
         context.scenario,
         None if context.trigger is None else catalog.item(context.trigger),
         context.query,
         [catalog.item(row) for row in context.history],
-        *([context.attributes] if context.attributes else []),
+        *([context.attributes] if context.attributes and PROFILE in template.asks else []),
     ]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
 
-def has_content(context: UserContext) -> bool:
-    """Whether there is anything to reason about; without it the generator's learned default serves better."""
-    return bool(context.history or context.trigger is not None or context.query or context.attributes)
+def has_content(context: UserContext, template: Template) -> bool:
+    """Whether the prompt would show anything to reason about; without it the generator's learned default serves
+    better."""
+    told = context.attributes and PROFILE in template.asks
+    return bool(context.history or context.trigger is not None or context.query or told)
 
 
 class PromptWriter:
@@ -150,7 +153,7 @@ class PromptWriter:
             {
                 "scenario": clean(context.scenario, KIND_BYTES),
                 "time": time_line(context) if "time" in asked else "",
-                "profile": clean(profile_line(context, self.attributes), PROFILE_BYTES) if "profile" in asked else "",
+                "profile": clean(profile_line(context, self.attributes), PROFILE_BYTES) if PROFILE in asked else "",
                 "history": "; ".join(quoted(self.catalog.title(row), TITLE_BYTES) for row in recent),
                 "items": "; ".join(map(described, recent)) if "items" in asked else "",
                 "kinds": ", ".join(self.kinds(context)),

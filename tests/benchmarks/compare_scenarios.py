@@ -112,6 +112,25 @@ def fit(args: argparse.Namespace) -> None:
             job.run()
 
 
+def check_budget(folders: dict[str, dict[int, Path]], seeds: list[int]) -> int:
+    """The epochs of a model for one scenario. Raises GenrecError where the unified one was not trained as long as all
+    of them together, or an arm has other settings."""
+    alike: dict[str, object] | None = None
+    for seed in seeds:
+        for arm in (UNIFIED, *SCENARIOS):
+            config = dict(Bundle.load(folders[arm][seed]).config)
+            epochs, config["seed"] = config.pop("epochs"), 0
+            own = epochs // len(SCENARIOS) if arm == UNIFIED else epochs
+            alike = alike or config | {"own": own}
+            if config | {"own": own} != alike or (arm == UNIFIED and epochs != own * len(SCENARIOS)):
+                raise GenrecError(
+                    f"{folders[arm][seed]} has other settings or epochs than the first arm ({UNIFIED} takes "
+                    f"{len(SCENARIOS)} times those of one scenario): fit it again"
+                )
+    assert alike is not None
+    return int(str(alike["own"]))
+
+
 def table(args: argparse.Namespace) -> None:
     clock = time.perf_counter()
     folders = finished(args.work)
@@ -120,6 +139,7 @@ def table(args: argparse.Namespace) -> None:
         raise GenrecError(f"{args.work} holds no finished arm {missing[0]!r}: run this script's `fit` first")
     seeds = sorted(set.intersection(*(set(found) for found in folders.values())))
     first = Bundle.load(folders[UNIFIED][seeds[0]])
+    epochs = check_budget(folders, seeds)
     split = SPLITS[first.config["protocol"]](first.dataset)
     rows, pairs, verdicts = [], [], {}
     for scenario in SCENARIOS:
@@ -138,7 +158,8 @@ def table(args: argparse.Namespace) -> None:
         verdicts[scenario] = {"lowest_relative": round(low / own, 4), "not_inferior": bool(low > -MARGIN * own)}
         print(f"{scenario}: at worst {low / own:+.1%}, {'not inferior' if low > -MARGIN * own else 'not shown'}")
     about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
-    about |= {"settings": first.config, "margin": MARGIN, "verdicts": verdicts}
+    about |= {"settings": first.config, "epochs": {UNIFIED: first.config["epochs"], "its own": epochs}}
+    about |= {"margin": MARGIN, "verdicts": verdicts}
     save(
         Report(f"{first.dataset.name}: one model or one for each scenario", tuple(rows), tuple(pairs), about), args.out
     )

@@ -99,7 +99,7 @@ def test_attributes_of_users_follow_their_sequences() -> None:
     s = data.sequences
     assert s.users == ["v", "u", "w"]  # x has no events
     assert s.attributes == [(("age", "30"), ("home_town", "Oslo"))] * 2 + [(("age", "40"),)]
-    assert data.notes["attributes"] == "age, home_town; left out: name"
+    assert data.notes["attributes"] == "age, home_town; left out: name; of 3 of 3 users"
     assert s.context(0).attributes == s.attributes_of(0) == s.keep(np.array([False, True, True])).attributes_of(0)
     assert from_arrow(EVENTS, ITEMS).sequences.context(0).attributes == ()
 
@@ -112,6 +112,36 @@ def test_a_user_that_is_there_twice() -> None:
         from_arrow(EVENTS, ITEMS, users=pa.table({"age": ["1"]}))
     with pytest.raises(GenrecError, match="users: the table is empty"):
         from_arrow(EVENTS, ITEMS, users=pa.table({"user": pa.array([], pa.string())}))
+
+
+def test_what_belongs_to_one_person_is_not_read() -> None:
+    """Single values of a shared column neither, placeholders least of all; nested columns are left out."""
+    n = 8
+    users = pa.table(
+        {
+            "user": ["u", "v", "w"] + [f"x{i}" for i in range(n - 3)],
+            "phone": ["n/a"] * (n - 1) + ["+47 555"],
+            "town": ["Oslo"] * (n - 1) + ["Nowhere 7, by the lake"],
+            "age": [24.0] * n,
+            "address": [{"city": "Oslo"}] * n,
+        }
+    )
+    data = from_arrow(EVENTS, ITEMS, users=users)
+    assert data.sequences.attributes == [(("town", "Oslo"), ("age", "24"))] * 3
+    assert data.notes["attributes"].startswith("town, age; left out: phone, address")
+    alone = users.slice(n - 1).set_column(0, "user", [["u"]])
+    assert from_arrow(EVENTS, ITEMS, users=alone).sequences.attributes == [()] * 3
+
+
+def test_users_of_another_shop_and_a_column_in_two_spellings() -> None:
+    others = pa.table({"id": ["1", "2"], "plan": ["free", "free"]})
+    with pytest.raises(
+        GenrecError, match=r"users: none of its users has events \(the first is '1', .* 'v'\); use the same"
+    ):
+        from_arrow(EVENTS, ITEMS, users=others)
+    twice = pa.table({"user": ["u", "v"], "Age": ["1", "1"], "age": ["2", "2"]})
+    with pytest.raises(GenrecError, match="users: the column 'age' is there twice, in other spellings; rename one"):
+        from_arrow(EVENTS, ITEMS, users=twice)
 
 
 def test_hostile_attributes_are_cleaned_and_bounded() -> None:

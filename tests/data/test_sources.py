@@ -46,7 +46,7 @@ def test_a_third_file_says_who_the_users_are(shop: Path) -> None:
     (shop / "users.csv").write_text("user,plan,mail\nv,free,v@x\nu,free,u@x\n")
     data = load_dataset(shop)
     assert data.sequences.attributes == [(("plan", "free"),)] * 2
-    assert data.notes["attributes"] == "plan; left out: mail"
+    assert data.notes["attributes"] == "plan; left out: mail; of 2 of 2 users"
     (shop / "users.csv").write_text("user,plan\nv,free\nv,paid\n")
     with pytest.raises(GenrecError, match=r"users.csv: user 'v' is there twice, in line 2 and line 3"):
         load_dataset(shop)

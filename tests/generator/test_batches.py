@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from tests_support import tiny_model
 
@@ -69,3 +70,20 @@ def test_the_newest_event_of_every_position_is_the_one_before_its_target() -> No
     assert batch.history.profile is None
     known = TrainingData(replace(train, attributes=[(), (("plan", "free"),)]), (), {"home": 0}, None, 4)
     assert known.batch(windows, seed=0).history.profile.tolist() == [[-1], [bucket("plan", "free")]]
+
+
+def test_some_windows_are_trained_without_profiles_and_attributes() -> None:
+    users = 2000
+    train = Sequences(
+        [f"u{i}" for i in range(users)],
+        np.arange(0, 2 * users + 1, 2),
+        np.zeros(2 * users, np.int32),
+        np.zeros(2 * users),
+        np.ones(2 * users, np.float32),
+        np.full(2 * users, np.nan, np.float32),
+        [tuple((f"a{i}", "x") for i in range(6))] * users,
+    )
+    data = TrainingData(train, (), {"home": 0}, None, 4)
+    hidden = data.batch(data.windows(6, np.random.default_rng(0)), seed=0).history.profile < 0
+    assert hidden.all(1).float().mean() == pytest.approx(batches.UNKNOWN, abs=0.02)
+    assert hidden[~hidden.all(1)].float().mean() == pytest.approx(batches.UNKNOWN, abs=0.02)

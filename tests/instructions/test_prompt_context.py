@@ -10,7 +10,7 @@ from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
 from genrec.instructions.context import PromptWriter, context_hash, has_content
 
-TEMPLATE = prompts.load("intent_v2")
+TEMPLATE, TUNED = prompts.load("intent_v2"), prompts.load("intent_tuned_v2")
 
 
 def catalog(titles: list[str], categories: list[list[str]] | None = None) -> Catalog:
@@ -119,8 +119,8 @@ def test_hostile_text_adds_no_line_no_quotation_no_marker_and_is_bounded(title: 
 
 def test_hash_changes_with_what_an_instruction_is_written_from() -> None:
     base = UserContext(history=(0, 1), user="u", times=(1.0, 2.0))
-    same = context_hash(base, FILMS, "p")
-    assert same == context_hash(replace(base, times=(), clock=9.0, user="v", weights=(2.0, 1.0)), FILMS, "p")
+    same = context_hash(base, FILMS, TEMPLATE)
+    assert same == context_hash(replace(base, times=(), clock=9.0, user="v", weights=(2.0, 1.0)), FILMS, TEMPLATE)
     changed = [
         replace(base, history=(1, 0)),
         replace(base, history=(0, 1, 2), times=()),
@@ -129,17 +129,30 @@ def test_hash_changes_with_what_an_instruction_is_written_from() -> None:
         replace(base, query="0"),
         replace(base, query="x"),
     ]
-    hashes = {context_hash(c, FILMS, "p") for c in changed} | {same, context_hash(base, FILMS, "q")}
+    hashes = {context_hash(c, FILMS, TEMPLATE) for c in changed} | {same, context_hash(base, FILMS, TUNED)}
     assert len(hashes) == len(changed) + 2
     assert len(same) == 64
 
 
 def test_hash_survives_a_reordered_catalogue() -> None:
     back = Catalog(FILMS.table.take(pa.array([3, 2, 1, 0])))
-    assert context_hash(UserContext(history=(0, 1)), FILMS, "p") == context_hash(UserContext(history=(3, 2)), back, "p")
+    assert context_hash(UserContext(history=(0, 1)), FILMS, TEMPLATE) == context_hash(
+        UserContext(history=(3, 2)), back, TEMPLATE
+    )
 
 
 def test_has_content() -> None:
-    assert not has_content(UserContext()) and not has_content(UserContext(query=""))
-    assert has_content(UserContext(history=(0,))) and has_content(UserContext(trigger=0))
-    assert has_content(UserContext(query="x"))
+    for empty in (UserContext(), UserContext(query="")):
+        assert not has_content(empty, TEMPLATE)
+    for told in (UserContext(history=(0,)), UserContext(trigger=0), UserContext(query="x")):
+        assert has_content(told, TEMPLATE)
+
+
+def test_attributes_count_where_the_prompt_shows_them() -> None:
+    """intent_v2 does not: what nobody reads makes nothing stale, and is nothing to reason about."""
+    base, known = UserContext(history=(0,)), UserContext(history=(0,), attributes=(("plan", "free"),))
+    assert context_hash(base, FILMS, TEMPLATE) == context_hash(known, FILMS, TEMPLATE)
+    assert context_hash(base, FILMS, TUNED) != context_hash(known, FILMS, TUNED)
+    nobody = replace(known, history=())
+    assert not has_content(nobody, TEMPLATE) and has_content(nobody, TUNED)
+    assert "free" in PromptWriter(FILMS, TUNED).chat(nobody)[-1]["content"]

@@ -48,7 +48,7 @@ def test_every_user_gets_an_instruction_with_its_provenance(tmp_path: Path) -> N
         done = run(store, Scripted(echo))
         assert (done.asked, done.written, done.current, done.empty, done.retried, done.replaced) == (10, 10, 0, 0, 0, 0)
         assert done.output_tokens > 0 and done.prompt_tokens > done.output_tokens and done.seconds > 0
-        digest = context_hash(CONTEXTS[3], CATALOG, TEMPLATE.version)
+        digest = context_hash(CONTEXTS[3], CATALOG, TEMPLATE)
         assert store.get("u3", "home") == Instruction(
             "s", ("i",), "like Film 4", "", "scripted", TEMPLATE.version, digest, 7.0, 2
         )
