@@ -89,7 +89,8 @@ def test_what_is_known_about_users_goes_from_the_file_to_the_request(
     with pytest.raises(GenrecError, match="unknown attribute 'plna'; those of this bundle's users: plan"):
         told.context(history=[], attributes=[("plna", "paid")])
     edited = session.Session(users[1], told.context(users[1]).history[:-1], edited=True)
-    assert session.ask(told, session.Form(edited)).context.attributes == (("plan", "paid"),)
+    form = session.Form(edited, weights=session.chosen_weights(told, "home"))
+    assert session.ask(told, form).context.attributes == (("plan", "paid"),)
 
 
 def test_an_unknown_user_with_a_history_is_served_like_a_known_one(recommender: Recommender) -> None:
