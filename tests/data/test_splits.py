@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -107,6 +109,18 @@ def test_chronological_shares(shares: tuple[float, float]) -> None:
 def test_chronological_needs_time() -> None:
     with pytest.raises(GenrecError, match="too few different timestamps"):
         chronological(data([("a", 1), ("b", 1), ("c", 1)]))
+
+
+def test_every_split_and_core_keeps_who_the_users_are() -> None:
+    dataset = data(*[[(item, d) for d, item in enumerate("abcdefgh", u)] for u in range(3)], [("a", 1)])
+    plans = [(("plan", name),) for name in ("free", "paid", "free", "none")]
+    dataset = replace(dataset, sequences=replace(dataset.sequences, attributes=plans))
+    for split in (leave_one_out(dataset), rolling(dataset, 3), chronological(dataset)):
+        for asked_for in (split.validation, split.test):
+            assert [c.attributes for c in asked_for.contexts] == [plans[int(c.user[1:])] for c in asked_for.contexts]
+        assert split.train.attributes == plans
+    core = k_core(dataset, 3).sequences
+    assert core.users == ["u0", "u1", "u2"] and core.attributes == plans[:3]
 
 
 def random_data(seed: int) -> Dataset:

@@ -314,6 +314,17 @@ def test_interactions_are_read_again_when_they_change(tmp_path: Path) -> None:
     assert contexts_of(source.sequences())[1].history == (1, 0, 3) and len(said) == 2
 
 
+def test_users_keep_the_attributes_they_were_fitted_with(tmp_path: Path) -> None:
+    """What `genrec instruct` sees too; a user who came later brings those of the file."""
+    shop(tmp_path / "shop", 9)
+    (tmp_path / "shop" / "users.csv").write_text("user,plan\nu0,paid\nu1,paid\nu2,paid\n")
+    live = Interactions(str(tmp_path / "shop"), CATALOG).sequences()
+    assert [live.attributes_of(u) for u in range(3)] == [(("plan", "paid"),)] * 3
+    fitted = replace(live, users=["u0", "u1", "old"], attributes=[(("plan", "free"),), (), ()])
+    found = Interactions(str(tmp_path / "shop"), CATALOG, fitted=fitted).sequences()
+    assert [c.attributes for c in contexts_of(found)] == [(("plan", "free"),), (), (("plan", "paid"),)]
+
+
 def test_items_that_the_bundle_does_not_know_are_left_out_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     shop(tmp_path / "shop", 24, items=12)

