@@ -3,11 +3,15 @@ generator and a tiny language model with random weights."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 
 from genrec.contracts import Evidence
@@ -119,3 +123,20 @@ def tiny_llama(folder: Path, layers: int = 1, positions: int = 256) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def script(name: str) -> ModuleType:
+    """A script of tests/benchmarks as a module."""
+    path = Path(__file__).parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(module: ModuleType, patch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """What its `main` returns with these arguments."""
+    patch.setattr(sys, "argv", [module.__name__, *arguments])
+    return int(module.main())

