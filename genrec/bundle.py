@@ -4,6 +4,7 @@
     data/             the data set (Parquet)
     tokenizer/        semantic IDs and codebooks; text embeddings (float16)
     tools/<name>/     one folder per fitted tool
+    rankers/<name>/   one per fitted ranker, where there are some
     generator/        the fast thinker (config.json, model.safetensors)
     fusion.json       the weights of the parts, per scenario
     report/           report.json, report.md, plots
@@ -36,6 +37,8 @@ from genrec.tools import TOOLS, Tool
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
+    from genrec.tools.marm import MARM
+    from genrec.tools.sarm import SARM
 
 FORMAT = 2  # 2: fusion weights per scenario
 MANIFEST = "bundle.json"
@@ -138,6 +141,13 @@ class Bundle:
     @cached_property
     def tools(self) -> dict[str, Tool]:
         return {name: TOOLS[name].load(self.folder / "tools" / name) for name in self.config["tools"]}
+
+    @cached_property
+    def rankers(self) -> dict[str, MARM | SARM]:
+        """Those that judge the shortlist, by name; none in most bundles."""
+        from genrec.tools.rankers import open_tool
+
+        return {name: open_tool(self.folder / "rankers" / name) for name in self.config.get("rankers", [])}
 
     @cached_property
     def generator(self) -> GeneratorModel:

@@ -3,8 +3,9 @@
 The shortlist joins the beam of the generator with the best items of the tools' own fusion; the generator's
 exact log-probability is computed for all of it (`score_items`), so no item is judged by half the parts.
 
-Fusion is a weighted sum: tools' scores standardised over the catalogue (mean 0, standard deviation 1 per
-request), the generator's log-probability in nats. It reads as a product of experts.
+Fusion is a weighted sum: tools' scores standardised over the catalogue (mean 0, standard deviation 1 per request),
+rankers' over the shortlist, which is all that they judge, and the generator's log-probability in nats. It reads as a
+product of experts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genrec.contracts import UserContext
+from genrec.contracts import Ranker, UserContext
 from genrec.tools import Tool
 from genrec.tools.fusion import standardise
 
@@ -79,9 +80,11 @@ def shortlist(
     instructions: np.ndarray | None = None,
     width: int = 50,
     most: int = 100,
+    rankers: Mapping[str, Ranker] | None = None,
 ) -> Shortlist:
     """The shortlist of B requests. allowed: bool [B, N]; instructions: float [B, text_dim], NaN rows for none;
-    width: beams; most: items taken from the tools' fusion. model None leaves the generator out."""
+    width: beams; most: items taken from the tools' fusion. model None leaves the generator out. rankers: by name, those
+    that judge the shortlist."""
     clock = time.perf_counter()
     seconds: dict[str, float] = {}
     raw = {name: tool.score_all(contexts) for name, tool in tools.items()}
@@ -121,7 +124,21 @@ def shortlist(
         seconds["generator"] = time.perf_counter() - clock
     at = np.maximum(rows, 0)
     parts |= {name: np.take_along_axis(scores, at, 1).astype(np.float32) for name, scores in standard.items()}
+    clock = time.perf_counter()
+    parts |= {name: _among(ranker.score(contexts, rows)) for name, ranker in (rankers or {}).items()}
+    seconds |= {"rankers": time.perf_counter() - clock} if rankers else {}
     return Shortlist(rows, parts, raw, beam, beam_scores, seconds)
+
+
+def _among(scores: np.ndarray) -> np.ndarray:
+    """Scores [B, M], -inf where padded, as float32 of mean 0 and standard deviation 1 over each row; 0 where padded,
+    and where all of a row are equal."""
+    there = np.isfinite(scores)
+    count = np.maximum(there.sum(1, keepdims=True), 1)
+    values = np.where(there, scores, 0).astype(np.float64)
+    centred = np.where(there, values - values.sum(1, keepdims=True) / count, 0)
+    spread = np.sqrt((centred**2).sum(1, keepdims=True) / count)
+    return np.asarray(np.where(spread > 1e-9, centred / np.maximum(spread, 1e-9), 0), np.float32)
 
 
 def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:

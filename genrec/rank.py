@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genrec import terminal
 from genrec.errors import GenrecError
@@ -23,10 +23,8 @@ from genrec.errors import GenrecError
 if TYPE_CHECKING:
     from genrec.contracts import UserContext
     from genrec.data.dataset import Dataset
-    from genrec.tools.marm import MARM
     from genrec.tools.ranking.samples import Samples
     from genrec.tools.ranking.tool import Profile
-    from genrec.tools.sarm import SARM
 
 SIZES = {
     "marm": (("layers", "layers"), ("events", "newest events read"), ("d", "width"), ("top", "events of each search")),
@@ -107,31 +105,23 @@ def fit(name: str, args: argparse.Namespace) -> None:
     """Fits, measures on the test events, and saves."""
     with terminal.work("rank") as report:
         from genrec.io import check_writable
-        from genrec.tools.marm import MARM, MARMConfig
+        from genrec.tools.marm import MARM
+        from genrec.tools.rankers import filled, make
         from genrec.tools.ranking.report import Scored, cell
         from genrec.tools.ranking.samples import TEST
         from genrec.tools.ranking.task import Task
         from genrec.tools.ranking.train import TrainConfig, positions_of, predict
-        from genrec.tools.sarm import SARM, SARMConfig, SARMTraining, anchors_for, stored_anchors
         from genrec.tools.sarm.train import predict as predict_sarm
 
         check_writable(args.out)
         task = Task.make(samples_of(args), args.split)
         at = positions_of(task, TEST)
-        tool: MARM | SARM
-        if name == "marm":
-            training = _filled(TrainConfig, args)
-            tool = MARM.fit(task, _filled(MARMConfig, args), training, report)
-            scores = predict(tool.model, task, at, training, tool.memory)
-            tool.save(args.out)  # with the states of the test events too: requests come after them
+        tool = make(name, task, report, vars(args))
+        if isinstance(tool, MARM):
+            scores = predict(tool.model, task, at, filled(TrainConfig, vars(args)), tool.memory)
         else:
-            catalog = task.samples.catalog
-            stored = stored_anchors(args.anchors) if args.anchors else {}
-            tool = SARM.fit(
-                task, anchors_for(catalog, stored), _filled(SARMConfig, args), _filled(SARMTraining, args), report
-            )
-            tool.save(args.out)
             scores = predict_sarm(tool.model, task, tool.bank, at)
+        tool.save(args.out)  # MARM's with the states of the test events too: requests come after them
         found = Scored(task, at, scores[None]).measured()
     if args.json:
         terminal.show_json({"tool": name, "folder": str(args.out), "labels": found})
@@ -142,15 +132,11 @@ def fit(name: str, args: argparse.Namespace) -> None:
     terminal.say(f"{args.out} is ready: genrec rank {name} score --tool {args.out} --user ID --items A,B")
 
 
-def _filled(kind: Callable[..., Any], args: argparse.Namespace) -> Any:
-    """A config of the flags that were given."""
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{k: v for k, v in vars(args).items() if k in known and v is not None})
-
-
 def score(name: str, args: argparse.Namespace) -> None:
     """Scores the candidates, best first, each with its reason."""
     with terminal.work("rank"):
+        from genrec.tools.rankers import load, reasons
+
         tool = load(name, args.tool)
         context = context_of(tool.profile, args.user, args.history)
         found = reasons(tool, context, _rows(tool.profile, args.items))
@@ -159,47 +145,6 @@ def score(name: str, args: argparse.Namespace) -> None:
     else:
         for place, item in enumerate(found, start=1):
             terminal.say(f"{place}. {item['sentence']}")
-
-
-def load(name: str, folder: Path) -> MARM | SARM:
-    """The tool in a folder."""
-    from genrec.tools.marm import MARM
-    from genrec.tools.sarm import SARM
-
-    return MARM.load(folder) if name == "marm" else SARM.load(folder)
-
-
-def open_tool(folder: Path) -> MARM | SARM:
-    """The tool in a folder, whichever it is."""
-    from genrec.io import check_shape, read_json
-
-    path = folder / "tool.json"
-    if not path.is_file():
-        raise GenrecError(f"{folder} holds no ranking tool; make one with genrec rank marm fit --out {folder}")
-    name = check_shape(path, read_json(path), {"name": str})["name"]
-    if name not in SIZES:
-        raise GenrecError(f"{folder} holds {name!r}, which is no ranking tool; there are: {', '.join(SIZES)}")
-    return load(name, folder)
-
-
-def reasons(tool: MARM | SARM, context: UserContext, rows: list[int]) -> list[dict[str, Any]]:
-    """What the command line and the page show of each candidate row, best first: item, title, score, sentence, and
-    `events` (MARM: title, share of attention) or `words` (SARM: word, part of the log-odds), JSON-ready."""
-    import numpy as np
-
-    titles, out = tool.profile.titles, []
-    for reason in tool.explain(context, np.array(rows, np.int64)):
-        one: dict[str, Any] = {"item": tool.profile.items[reason.item], "title": titles[reason.item]}
-        one |= {"score": round(reason.score, 6), "sentence": reason.sentence}
-        if hasattr(reason, "events"):
-            one["events"] = [
-                {"place": place, "title": titles[row], "share": round(share, 4)} for place, row, share in reason.events
-            ]
-        else:
-            one["words"] = [{"word": word, "worth": round(worth, 4)} for word, worth in reason.words]
-            one["anchor"] = reason.anchor
-        out.append(one)
-    return sorted(out, key=lambda one: -one["score"])
 
 
 def context_of(profile: Profile, user: str | None, history: str | None) -> UserContext:

@@ -130,7 +130,7 @@ class Recommender:
             return []
         catalog = self.bundle.dataset.catalog
         consulted = {name: (tools or {}).get(name, tool) for name, tool in self.bundle.tools.items()}
-        known = {*consulted, GENERATOR}
+        known = {*consulted, *self.bundle.rankers, GENERATOR}
         unknown = sorted(set(weights or {}) - known)
         if unknown:
             raise GenrecError(f"unknown part {unknown[0]!r} in the weights; there are: {', '.join(sorted(known))}")
@@ -158,11 +158,21 @@ class Recommender:
                 vectors[at],
                 width=max(self.width, k),
                 most=max(100, k),
+                rankers=self.bundle.rankers,
             )
             parts.seconds["instruction"] = thinking * len(at) / len(contexts)
             for i, b in enumerate(at):
                 traces[b] = self._trace(contexts[b], *chosen[b], parts, i, k, weights, consulted)
         return [traces[b] for b in range(len(contexts))]
+
+    def _judged(self, context: UserContext, name: str, one: Shortlist) -> Evidence:
+        """What a ranker says of the shortlist of one request: its best items, and why the first of them."""
+        order = np.lexsort((one.rows[0], -one.parts[name][0]))
+        rows = one.rows[0, order[one.rows[0, order] >= 0][: self.evidence]]
+        reasons = self.bundle.rankers[name].explain(context, rows)
+        scores = np.array([reason.score for reason in reasons], np.float32)
+        said = reasons[0].sentence if reasons else f"{name} has nothing to judge."
+        return Evidence(name, rows.astype(np.int32), scores, said)
 
     def _asked(self, context: UserContext, given: str | Instruction | None) -> UserContext:
         """The request as the parts see it: a text typed for it is its query, and makes a home request a search."""
@@ -259,8 +269,9 @@ class Recommender:
             )
             for i in best
         )
-        evidence: tuple[Evidence, ...] = tuple(
-            tool.evidence(context, parts.raw[name][b], self.evidence) for name, tool in tools.items()
+        evidence: tuple[Evidence, ...] = (
+            *(tool.evidence(context, parts.raw[name][b], self.evidence) for name, tool in tools.items()),
+            *(self._judged(context, name, one) for name in self.bundle.rankers),
         )
         beam = tuple(
             (int(row), float(score))

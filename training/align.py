@@ -147,8 +147,11 @@ class Align(Fit):
         folder, train = self.shared / "judges" / str(fold), self.split.train
         if not (folder / "judge.safetensors").exists():
             others = train.keep(self.folds()[train.user_of] != fold)
-            Judge.fit(others, self.dataset.catalog, self.judging()).save(folder)
-        return f"{', '.join(self.judging()) or 'no tool'}, fitted on the other folds' users"
+            ranker = next(iter(self.config.rankers), "")
+            Judge.fit(others, self.dataset.catalog, self.judging(), ranker, self.report).save(folder)
+        return (
+            f"{', '.join((*self.judging(), *self.config.rankers[:1])) or 'no tool'}, fitted on the other folds' users"
+        )
 
     def bench(self) -> Bench:
         """The judges of all folds."""

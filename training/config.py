@@ -13,6 +13,7 @@ PACKAGED = "packaged"  # as genrec.tokenizer.embeddings has it
 PROTOCOLS = ("leave-one-out", "rolling", "chronological")  # the keys of training.fit.SPLITS
 TOOLS = ("popularity", "itemknn", "ease", "markov", "content")  # the keys of genrec.tools.FLOORS
 MORE_TOOLS = ("ebr", "capts")  # the others of genrec.tools.TOOLS: a fit takes minutes
+RANKERS = ("marm", "sarm")  # as genrec.tools.rankers has them
 HEADS = 4  # the attention heads of genrec.generator.config
 MAX_SEED = 2**31 - 1000  # faiss counts in 32 bits, one further a level
 
@@ -53,6 +54,9 @@ class FitConfig:
     tools: tuple[str, ...] = field(
         default=TOOLS, metadata={"help": f"tools to fit, separated by commas; also {', '.join(MORE_TOOLS)}"}
     )
+    rankers: tuple[str, ...] = field(
+        default=(), metadata={"help": f"rankers of the fused list, fitted on ratings: {', '.join(RANKERS)}"}
+    )
     seed: int = field(default=0, metadata={"help": "of everything random"})
     bf16: bool = field(default=False, metadata={"help": "train in bfloat16 (fast where the processor has it)"})
     checkpoint_seconds: float = field(default=60.0, metadata={"help": "seconds between checkpoints of the generator"})
@@ -60,12 +64,11 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise GenrecError(f"unknown protocol {self.protocol!r}; there are: {', '.join(PROTOCOLS)}")
-        known = (*TOOLS, *MORE_TOOLS)
-        unknown = [name for name in self.tools if name not in known]
-        if unknown:
-            raise GenrecError(f"unknown tool {unknown[0]!r}; there are: {', '.join(known)}")
-        if len(set(self.tools)) < len(self.tools):
-            raise GenrecError(f"a tool is there twice in {', '.join(self.tools)}; name each once")
+        for kind, names, known in (("tool", self.tools, (*TOOLS, *MORE_TOOLS)), ("ranker", self.rankers, RANKERS)):
+            if unknown := [name for name in names if name not in known]:
+                raise GenrecError(f"unknown {kind} {unknown[0]!r}; there are: {', '.join(known)}")
+            if len(set(names)) < len(names):
+                raise GenrecError(f"a {kind} is there twice in {', '.join(names)}; name each once")
         for names, least in ((("epochs", "layers", "positions", "max_history"), 1), (("levels", "codes"), 2)):
             for name in names:
                 if getattr(self, name) < least:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 WIDTH = 50
-GENERATOR_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0)  # the tools' add up to 1
+WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0)  # the tools' add up to 1
 FLOORS_ROW, ALONE_ROW, FUSED_ROW = "floors fused", "generator alone", "genrec fused"
 
 
@@ -96,7 +96,12 @@ def shortlists(parts: Bundle, requests: EvalSet, floors: Mapping[str, float]) ->
     for piece in chunks(requests):
         told = None if instructions is None else instructions[done : done + len(piece)]
         allowed = allowed_items(piece.contexts, items)
-        yield piece, shortlist(piece.contexts, parts.tools, floors, parts.generator, allowed, told, width=WIDTH)
+        yield (
+            piece,
+            shortlist(
+                piece.contexts, parts.tools, floors, parts.generator, allowed, told, width=WIDTH, rankers=parts.rankers
+            ),
+        )
         done += len(piece)
 
 
@@ -112,7 +117,8 @@ def floor_weights(tools: Mapping[str, Tool], validation: EvalSet) -> dict[str, f
 
 
 def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float]) -> dict[str, float]:
-    """The floors' weights with one for the generator, by NDCG@10 on validation requests; they add up to 1.
+    """The floors' weights with one for the generator, then one for each ranker, by NDCG@10 on validation requests; they
+    add up to 1.
 
     The tools keep their proportions. To choose all weights anew, or the mean of twelve such choices, lost .0030 and
     .0020 NDCG@10 against the floors' fusion (.0811) on 5,000 validation requests of Amazon Beauty that were not chosen
@@ -125,17 +131,19 @@ def fused_weights(parts: Bundle, validation: EvalSet, floors: Mapping[str, float
         return np.concatenate([np.pad(x, ((0, 0), (0, most - x.shape[1])), constant_values=padding) for x in blocks])
 
     rows = whole([s.rows for _, s in found], -1)
-    tools = whole([s.fuse(floors) if parts.tools else np.zeros(s.rows.shape, np.float32) for _, s in found])
-    generator = whole([s.parts[GENERATOR] for _, s in found])
+    scores = whole([s.fuse(floors) if parts.tools else np.zeros(s.rows.shape, np.float32) for _, s in found])
     wanted, there = rows == validation.targets[:, None], rows >= 0
     present, place = wanted.any(1), wanted.argmax(1)[:, None]
     share = {name: w for name, w in floors.items() if name in parts.tools} if any(floors.values()) else {}
-    tried = []
-    for weight in GENERATOR_WEIGHTS if share else (1.0,):
-        scores = np.where(there, tools + np.float32(weight) * generator, -np.inf)
-        above = (scores > np.take_along_axis(scores, place, 1)).sum(1)
-        tried.append((float(ndcg(np.where(present, above.astype(np.float64), np.inf), 10).mean()), -weight))
-    chosen = share | {GENERATOR: -max(tried)[1]}
+    chosen = dict(share)
+    for name in (GENERATOR, *parts.rankers):
+        part, tried = whole([s.parts[name] for _, s in found]), []
+        for weight in WEIGHTS if chosen else (1.0,):
+            one = np.where(there, scores + np.float32(weight) * part, -np.inf)
+            above = (one > np.take_along_axis(one, place, 1)).sum(1)
+            tried.append((float(ndcg(np.where(present, above.astype(np.float64), np.inf), 10).mean()), -weight))
+        chosen[name] = -max(tried)[1]
+        scores = scores + np.float32(chosen[name]) * part
     return {name: round(w / sum(chosen.values()), 4) for name, w in chosen.items()}
 
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,8 @@ class Fit:
         self.stage("semantic-ids", self.tokenize)
         for name in self.config.tools:
             self.stage(f"tool-{name}", partial(self.fit_tool, name))
+        for name in self.config.rankers:
+            self.stage(f"ranker-{name}", partial(self.fit_ranker, name))
         self.stage("floors", self.choose_floor_weights)
         self.stage("teaching", self.teach)
         self.stage("queries", self.embed_queries)
@@ -188,6 +191,10 @@ class Fit:
             raise GenrecError(
                 f"no user of {dataset.name} has 2 events left to train on after the {self.config.protocol} split"
             )
+        if self.config.rankers:
+            from genrec.tools.ranking.samples import rated_samples
+
+            rated_samples(dataset)
         save_dataset(dataset, self.folder / "data")
         s = dataset.sequences
         return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"
@@ -220,6 +227,15 @@ class Fit:
         tool.work, tool.say = self.work / f"tool-{name}", lambda line: self.report(f"tool-{name}: {line}")
         tool.fit(self.split.train, self.dataset.catalog).save(self.folder / "tools" / name)
         return "fitted on the training events"
+
+    def fit_ranker(self, name: str) -> str:
+        """On the ratings of the training events; a tenth of each user's says when to stop."""
+        from genrec.tools.rankers import train_ranker
+
+        rated = replace(self.dataset, sequences=self.split.train)
+        tool = train_ranker(name, rated, self.report, self.config.seed)
+        tool.save(self.folder / "rankers" / name)
+        return f"the chance of {tool.profile.names[0]}, learned from {rated.sequences.events:,} training events"
 
     def choose_floor_weights(self) -> str:
         from training.evaluate import floor_weights

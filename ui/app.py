@@ -54,7 +54,9 @@ STYLE = Path(__file__).with_name("style.css")
 
 def build(recommender: Recommender, rankers: Sequence[Ranker] = ()) -> gr.Blocks:
     """The page over one recommender. It opens on the first user of the data set; `serve` shows it. rankers: whose view
-    of each list the trace shows."""
+    of each list the trace shows, beside that of the bundle's own."""
+    catalog = recommender.bundle.dataset.catalog
+    rankers = [*(Ranker.beside(tool, catalog) for tool in recommender.bundle.rankers.values()), *rankers]
     weights = {name: chosen_weights(recommender, name) for name in recommender.bundle.dataset.scenarios}
     with gr.Blocks(title="genrec", analytics_enabled=False) as page:
         ebr = recommender.bundle.tools.get(EBR.name)

@@ -30,18 +30,21 @@ class Ranker:
     @classmethod
     def open(cls, folder: Path, catalog: Catalog) -> Ranker:
         """Raises GenrecError for a folder that holds no ranker, or one that knows none of these items."""
-        from genrec.rank import open_tool
+        from genrec.tools.rankers import open_tool
 
-        tool = open_tool(folder)
-        own = {item: row for row, item in enumerate(tool.profile.items)}
-        place = {row: own[item] for row, item in enumerate(catalog.items) if item in own}
-        if not place:
+        ranker = cls.beside(open_tool(folder), catalog)
+        if not ranker.place:
             raise GenrecError(f"{folder} knows none of this bundle's items; fit it on the same data")
-        return cls(tool, place)
+        return ranker
+
+    @classmethod
+    def beside(cls, tool: MARM | SARM, catalog: Catalog) -> Ranker:
+        own = {item: row for row, item in enumerate(tool.profile.items)}
+        return cls(tool, {row: own[item] for row, item in enumerate(catalog.items) if item in own})
 
     def reasons(self, trace: Trace) -> list[dict[str, Any]]:
-        """Its order of the recommended items, best first, as `genrec.rank.reasons` gives them."""
-        from genrec.rank import reasons
+        """Its order of the recommended items, best first, as `genrec.tools.rankers.reasons` gives them."""
+        from genrec.tools.rankers import reasons
 
         history = tuple(self.place[row] for row in trace.context.history if row in self.place)
         whole = len(history) == len(trace.context.history)

@@ -107,9 +107,9 @@ class Form:
 
 
 def chosen_weights(recommender: Recommender, scenario: str) -> dict[str, float]:
-    """The fusion weights of a scenario, chosen on validation, of every part: the generator first, then the tools."""
-    fused = recommender.bundle.fusion(scenario)["fused"]
-    return {name: float(fused.get(name, 0.0)) for name in (GENERATOR, *recommender.bundle.tools)}
+    """The fusion weights of a scenario, chosen on validation, of every part: generator, tools, rankers."""
+    bundle, fused = recommender.bundle, recommender.bundle.fusion(scenario)["fused"]
+    return {name: float(fused.get(name, 0.0)) for name in (GENERATOR, *bundle.tools, *bundle.rankers)}
 
 
 def ask(recommender: Recommender, form: Form) -> Trace:

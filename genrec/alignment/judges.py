@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -19,7 +20,7 @@ from scipy.sparse.linalg import svds
 
 from genrec.alignment.rewards import RewardContext
 from genrec.contracts import UserContext
-from genrec.data.dataset import Catalog, Sequences
+from genrec.data.dataset import Catalog, Dataset, Sequences
 from genrec.data.scenarios import favourite_from, tail_items
 from genrec.errors import GenrecError
 from genrec.io import atomic
@@ -27,6 +28,10 @@ from genrec.tokenizer.trie import Trie
 from genrec.tools import Tool
 from genrec.tools.base import interaction_matrix
 from genrec.tools.fusion import standardise
+
+if TYPE_CHECKING:
+    from genrec.tools.marm import MARM
+    from genrec.tools.sarm import SARM
 
 FOLDS = 4
 TASTE = 64  # dimensions of the space of who chose what
@@ -71,28 +76,47 @@ def satisfactions(train: Sequences, items: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Judge:
-    """What was fitted on some users: tools by name, taste float32 [N, K], satisfaction float32 [N]."""
+    """What was fitted on some users: tools by name, taste float32 [N, K], satisfaction float32 [N]; ranker: it says how
+    satisfied one user will be; None where the item alone says it."""
 
     tools: dict[str, Tool]
     taste: np.ndarray
     satisfaction: np.ndarray
+    ranker: MARM | SARM | None = None
 
     @classmethod
-    def fit(cls, train: Sequences, catalog: Catalog, tools: Mapping[str, type[Tool]]) -> Judge:
+    def fit(
+        cls,
+        train: Sequences,
+        catalog: Catalog,
+        tools: Mapping[str, type[Tool]],
+        ranker: str = "",
+        report: Callable[[str], None] = lambda _: None,
+    ) -> Judge:
+        """ranker: "marm" or "sarm"; "" for none. The users that it will judge are strangers to it: it knows what they
+        chose, not how they liked it."""
+        from genrec.tools.rankers import train_ranker
+
         fitted = {name: tool().fit(train, catalog) for name, tool in tools.items()}
-        return cls(fitted, taste_vectors(train, len(catalog)), satisfactions(train, len(catalog)))
+        judge = train_ranker(ranker, Dataset("judges", catalog, train), report) if ranker else None
+        return cls(fitted, taste_vectors(train, len(catalog)), satisfactions(train, len(catalog)), judge)
 
     def save(self, folder: Path) -> None:
         """Each tool in a folder of its own; judge.safetensors last."""
         for name, tool in self.tools.items():
             tool.save(folder / name)
+        if self.ranker is not None:
+            self.ranker.save(folder / "ranker")
         with atomic(folder / "judge.safetensors") as path:
             save_file({"taste": self.taste, "satisfaction": self.satisfaction}, path)
 
     @classmethod
     def load(cls, folder: Path, tools: Mapping[str, type[Tool]]) -> Judge:
+        from genrec.tools.rankers import open_tool
+
         found = load_file(folder / "judge.safetensors")
-        return cls({n: t.load(folder / n) for n, t in tools.items()}, found["taste"], found["satisfaction"])
+        ranker = open_tool(folder / "ranker") if (folder / "ranker").is_dir() else None
+        return cls({n: t.load(folder / n) for n, t in tools.items()}, found["taste"], found["satisfaction"], ranker)
 
     def scores(self, contexts: Sequence[UserContext], fusion: Fusion) -> np.ndarray:
         """The ranker: standardised scores of the tools, weighted by the fusion of each request's scenario, [B, N]."""
@@ -159,4 +183,15 @@ class Bench:
             self.tail,
             queries,
             np.array([-1 if c.trigger is None else c.trigger for c in contexts], np.int64),
+            None if self.judges[0].ranker is None else partial(self._liked, contexts, np.asarray(fold)),
         )
+
+    def _liked(self, contexts: Sequence[UserContext], fold: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The chance that each request's user likes rows [B, G], by the ranker of its fold, float32; 0 at -1."""
+        out: np.ndarray = np.zeros(rows.shape, np.float32)
+        for f in np.unique(fold):
+            mine, ranker = np.flatnonzero(fold == f), self.judges[f].ranker
+            assert ranker is not None  # all judges have one, or none
+            scores = ranker.score([contexts[i] for i in mine], rows[mine])
+            out[mine] = np.where(np.isfinite(scores), scores, 0)
+        return out

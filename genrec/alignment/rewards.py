@@ -40,7 +40,8 @@ class RewardContext:
     recommended; paths: int64 [N, L + 1], see genrec.tokenizer.trie; text: float32 unit vectors [N, D]; taste: float32
     unit vectors [F, N, K] (zeros for an item without events), satisfaction: float32 [F, N], each judged by users of
     other folds; fold: int64 [B]; scores: float32 [B, N], of the ranker; tail: bool [N]; queries: float32 unit vectors
-    [B, D], NaN rows where there is none; triggers: int64 rows [B], -1 where no item is in view.
+    [B, D], NaN rows where there is none; triggers: int64 rows [B], -1 where no item is in view; liked: rows [B, G] ->
+    the chance that each request's own user likes them, by a ranker of other folds; None: `satisfaction` says it.
     """
 
     scenarios: Sequence[str]
@@ -55,6 +56,7 @@ class RewardContext:
     tail: np.ndarray
     queries: np.ndarray
     triggers: np.ndarray
+    liked: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _legal(completions: np.ndarray, context: RewardContext) -> np.ndarray:
@@ -136,7 +138,10 @@ def tail(completions: np.ndarray, context: RewardContext) -> np.ndarray:
 
 
 def satisfaction(completions: np.ndarray, context: RewardContext) -> np.ndarray:
-    """The chance that the item is rated as a favourite, by users of other folds."""
+    """The chance that the item is rated as a favourite: by this user where there is a ranker, else by users of other
+    folds."""
+    if context.liked is not None:
+        return _gather(context.liked(completions), completions)
     return _gather(context.satisfaction[context.fold[:, None], np.maximum(completions, 0)], completions)
 
 

@@ -12,7 +12,7 @@ from tests_support import HOSTILE_TITLE, rated_shop
 from genrec import Recommender
 from genrec.cli import main
 from genrec.errors import GenrecError
-from genrec.rank import open_tool
+from genrec.tools.rankers import open_tool
 from ui.rankers import Ranker, rankers
 from ui.trace import trace_view
 

@@ -139,6 +139,15 @@ def by_time(samples: Samples, validation: float = 0.1, test: float = 0.2) -> np.
 SPLITS = {"per-user": per_user, "by-time": by_time}
 
 
+def no_test(samples: Samples, validation: float = 0.1) -> np.ndarray:
+    """int8 [M] for a ranker that is measured elsewhere: each user's last share of events is the validation, the rest is
+    trained on. Who has too few events trains alone."""
+    s = samples.sequences
+    n = s.lengths[s.user_of]
+    place = np.arange(s.events) - s.offsets[s.user_of]
+    return np.where(place >= n - np.floor(n * validation), VALIDATION, TRAIN).astype(np.int8)
+
+
 def _check_shares(validation: float, test: float) -> None:
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"validation {validation} and test {test} must be positive and leave something to train on")
