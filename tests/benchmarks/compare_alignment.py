@@ -134,6 +134,8 @@ def run(args: argparse.Namespace) -> None:
     path = args.work / "temperatures.json"
     kept = read_json(path)["kept"] if path.exists() else None
     taus = {"temperature_positive": kept["positive"], "temperature_negative": kept["negative"]} if kept else {}
+    if not kept:
+        print(f"no sweep in {args.work}: SA-GCPO keeps the temperatures of `genrec align`", flush=True)
     found = starts(args)
     for seed in args.seeds:
         for name in args.arms:

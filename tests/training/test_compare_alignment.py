@@ -11,11 +11,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import compare_alignment
 from alignment_arm import places
 from compare_alignment import main, settled
 from tests_support import shop
 
+from genrec.bundle import Bundle
 from genrec.data import load_dataset, rolling
+from training.align_config import AlignConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,7 @@ def test_the_comparison_runs_from_fit_to_table(
     tiny = [*work, "--seeds", "0", "--steps", "4", "--requests", "8"]
     assert main(["fit", "--data", str(folder), "--epochs", "1", "--seeds", "0", *work]) == 0
     assert main(["run", *tiny, "--arms", "untouched"]) == 0
+    assert "SA-GCPO keeps the temperatures of `genrec align`" in capsys.readouterr().out
     assert main(["run", *tiny, "--arms", "sa-gcpo"]) == 0
     assert main(["table", *work, "--skip-first", "99", "--out", str(out)]) == 2
     assert "--skip-first 99 leaves no test request" in capsys.readouterr().err
@@ -54,6 +58,26 @@ def test_the_comparison_runs_from_fit_to_table(
     (tmp_path / "w" / "sa-gcpo.0").rename(tmp_path / "w" / "sa-gcpo.1")
     assert main(["table", *work, "--out", str(out)]) == 2
     assert "no seed is finished in every arm (untouched: 0, sa-gcpo: 1)" in capsys.readouterr().err
+
+
+def test_the_sweep_decides_the_temperatures_of_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--work", str(tmp_path / "w")]
+    tiny = [*work, "--seeds", "0", "--steps", "2", "--requests", "8"]
+    monkeypatch.setattr(compare_alignment, "TEMPERATURES", ((3.0, 1.0), (1.0, 3.0)))
+    best = {"sweep_3_1": 0.1, "sweep_1_3": 0.2}
+    monkeypatch.setattr(compare_alignment, "validations", lambda out: [(1, best[out.name.rpartition(".")[0]])])
+    assert main(["fit", "--data", str(folder), "--epochs", "1", "--seeds", "0", *work]) == 0
+    assert main(["sweep", *tiny]) == 0
+    kept = json.loads((tmp_path / "w" / "temperatures.json").read_text())
+    assert kept["kept"] == {"positive": 1.0, "negative": 3.0, "validation": 0.2} and len(kept["tried"]) == 2
+    capsys.readouterr()
+    assert main(["run", *tiny, "--arms", "sa-gcpo", "sapo", "taught"]) == 0
+    assert "no sweep" not in capsys.readouterr().out
+    config = {arm: Bundle.load(tmp_path / "w" / f"{arm}.0").config["aligned"] for arm in ("sa-gcpo", "sapo", "taught")}
+    assert [config[arm]["temperature_negative"] for arm in config] == [3.0, 1.05, AlignConfig.temperature_negative]
+    assert config["taught"]["teaching"] == 0.7 and config["taught"]["policy"] == 0
 
 
 def test_the_place_of_a_request_counts_the_users_older_ones(folder: Path) -> None:
