@@ -110,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
     who = one.add_mutually_exclusive_group()
     who.add_argument("--users", type=_count, metavar="N", help="the first N users (default: all)")
     who.add_argument("--user", action="append", metavar="ID", help="this user; may be repeated")
+    who.add_argument(
+        "--queries", type=Path, metavar="FILE", help="no users: say what these search texts mean, one a line"
+    )
     one.add_argument("--scenario", default="home", help="what for (default: %(default)s)")
     one.add_argument(
         "--shard",

@@ -29,6 +29,7 @@ DEMO_BUNDLE = Path("bundles/ml-100k")
 DEMO_FIT: dict[str, Any] = {"data": "ml-100k", "epochs": 16}  # and what differs from the defaults of FitConfig
 DEMO_USERS = 64  # who get an instruction: one batch
 PROMPT = "intent_v2"  # of a model that is no adapter with a prompt of its own
+REWRITE = "rewrite_v1"  # of search texts
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -170,13 +171,17 @@ def instruct(args: argparse.Namespace) -> None:
 
         recommender = _load(args)
         store = recommender.bundle.store
-        users = args.user or recommender.bundle.dataset.sequences.users[: args.users]
         shard, shards = args.shard
-        asked = [recommender.context(user=u, scenario=args.scenario) for u in users if in_shard(u, shard - 1, shards)]
+        if args.queries:
+            asked, prompt = searches(args.queries), args.prompt or REWRITE
+        else:
+            users, prompt = args.user or recommender.bundle.dataset.sequences.users[: args.users], prompt_of(args)
+            asked = [recommender.context(user=u, scenario=args.scenario) for u in users]
+        asked = [context for context in asked if in_shard(context.user or "", shard - 1, shards)]
         if args.expire is not None:
             report(f"{store.expire(time.time() - args.expire):,} old instructions expired")
         chunk = max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK
-        done = write_instructions(recommender, asked, prompt_of(args), model_of(args, report), report, chunk)
+        done = write_instructions(recommender, asked, prompt, model_of(args, report), report, chunk)
     if args.json:
         terminal.show_json(done.as_dict() | {"stored": store.count()})
         return
@@ -184,6 +189,22 @@ def instruct(args: argparse.Namespace) -> None:
     for context in asked[:3]:
         if found := store.get(context.user or "", context.scenario):
             terminal.say(f"for {context.user}: {found.look_for} (written by {found.model})")
+
+
+def searches(path: Path) -> list[UserContext]:
+    """A context for each search text of a file, one a line; the same text once. Raises GenrecError."""
+    from genrec.contracts import UserContext
+    from genrec.instructions.store import query_key
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GenrecError(f"{path} cannot be read as search texts, one a line ({error})") from None
+    keys = dict.fromkeys(query_key(line) for line in lines)
+    found = [UserContext(user=text, scenario=kind, query=text) for text, kind in keys if text]
+    if not found:
+        raise GenrecError(f"{path} holds no search text; write one a line")
+    return found
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -268,15 +289,17 @@ def write_instructions(
     from serving.instruct import InstructReport, instruct, stale, tool_evidence
 
     bundle, template = recommender.bundle, prompts.load(prompt)
+    if any(context.query for context in asked) and "query" not in template.asks:
+        raise GenrecError(f"the prompt {prompt} does not show what was typed; use --prompt {REWRITE}")
     able = [context for context in asked if has_content(context, template)]
     waiting = stale(able, bundle.dataset.catalog, template, bundle.store)
     if not waiting:
-        report(f"instructions: {len(able)} users are up to date")
+        report(f"instructions: {len(able)} are up to date")
         return InstructReport(len(asked), current=len(able), empty=len(asked) - len(able))
     bundle.store.put_many(())  # say so before the model starts, where it cannot be written
     engine = open_engine(len(waiting))
     try:
-        evidence = tool_evidence(bundle)
+        evidence = tool_evidence(bundle) if template.sentences or template.proposals else None
         return instruct(asked, bundle.dataset.catalog, engine, template, bundle.store, chunk, evidence, report)
     finally:
         engine.close()

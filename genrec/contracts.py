@@ -147,7 +147,7 @@ class Trace:
 
     context: UserContext
     instruction: Instruction | None
-    instruction_source: str  # "stored", "given", "query" or "default"
+    instruction_source: str  # "stored", "given", "query", "rewritten" or "default"
     evidence: tuple[Evidence, ...]
     beam: tuple[tuple[int, float], ...]  # (row, log-probability), best first
     weights: dict[str, float]

@@ -22,6 +22,7 @@ from genrec.candidates import GENERATOR, POPULARITY, Shortlist, allowed_items, s
 from genrec.contracts import HOME, SEARCH, Evidence, Instruction, Recommended, Trace, UserContext
 from genrec.data.schema import attribute
 from genrec.errors import GenrecError
+from genrec.instructions.store import Key, query_key
 from genrec.tools import Tool
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ class Recommender:
 
         instructions: per request a text or an Instruction to follow; None takes the context's query, else the
         stored instruction of the user and scenario, else the model's learned default. A text is what somebody asks
-        for now: at home it makes the request a search, and tools that read queries hear it too. An Instruction was
+        for now: at home it makes the request a search, and tools that read queries hear it too; where its rewriting is
+        stored, the generator follows that. An Instruction was
         written ahead of the request and leaves its scenario as it is. allow, deny: item identifiers. weights: of the
         parts in the fusion, in place of those chosen on validation; a part that is missing or 0 is left out. tools: in
         place of the bundle's of the same names, as `EBR.steered` and `CAPTS.steered` make them.
@@ -196,21 +198,25 @@ class Recommender:
             return None, "default"
         if isinstance(given, Instruction):
             return given, "given"
-        if given and given.strip():
-            return Instruction("", (), given.strip()[:MAX_INSTRUCTION]), "given"
-        if context.query:
-            return Instruction("", (), context.query[:MAX_INSTRUCTION]), "query"
+        typed = (given or "").strip()
+        if text := typed or context.query:
+            if rewritten := self._first([query_key(text)]):
+                return rewritten, "rewritten"
+            return Instruction("", (), text[:MAX_INSTRUCTION]), "given" if typed else "query"
         stored = None if context.user is None else self.stored(context.user, context.scenario)
         return stored, "default" if stored is None else "stored"
 
     def stored(self, user: str, scenario: str) -> Instruction | None:
-        """What is stored for a user in a scenario, else for home. A store that fails is no reason to fail a request, or
-        to keep the next ones waiting: for some seconds it counts as empty, and a warning says so."""
+        """What is stored for a user in a scenario, else for home."""
+        return self._first([(user, scenario)] + ([(user, HOME)] if scenario != HOME else []))
+
+    def _first(self, keys: list[Key]) -> Instruction | None:
+        """The first of these that is stored. A store that fails is no reason to fail a request, or to keep the next
+        ones waiting: for some seconds it counts as empty, and a warning says so."""
         if time.monotonic() < self._store_back:
             return None
-        wanted = [(user, scenario)] + ([(user, HOME)] if scenario != HOME else [])
         try:
-            return next(filter(None, self.bundle.store.get_many(wanted)), None)
+            return next(filter(None, self.bundle.store.get_many(keys)), None)
         except GenrecError as error:
             self._store_back = time.monotonic() + STORE_REST
             logger.warning("the learned default takes the place of stored instructions: %s", error)

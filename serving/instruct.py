@@ -94,7 +94,7 @@ class InstructReport:
             if n
         ]
         return (
-            f"instructions: {done:,} of {self.asked:,} users, {self.written:,} written{''.join(others)}; "
+            f"instructions: {done:,} of {self.asked:,}, {self.written:,} written{''.join(others)}; "
             f"{self.instructions_per_second:.2f} instructions/s, {self.tokens_per_second:.0f} tokens/s, "
             f"{self.prompt_tokens:,} tokens read, {self.output_tokens:,} generated"
         )

@@ -22,6 +22,7 @@ from genrec.cli import main
 from genrec.contracts import Instruction, Trace
 from genrec.data import load_dataset
 from genrec.errors import GenrecError
+from genrec.instructions.store import query_key
 from training.config import FitConfig
 from training.fit import fit
 from ui import session
@@ -138,6 +139,27 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
     assert given.instruction_source == "given" and given.instruction.look_for == "cheese"
     assert recommender.recommend(user, instruction="  ").instruction_source == "stored"
     assert dict(given.beam) != dict(recommender.recommend(asked).beam)
+
+
+def test_a_search_text_with_a_stored_rewriting_is_followed_by_that(tiny_bundle: Path, tmp_path: Path) -> None:
+    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    vectors = {"cheese": recommender.bundle.embeddings[30]}
+    recommender.bundle.__dict__["embedder"] = lambda texts: np.stack(
+        [vectors.get(t, recommender.bundle.embeddings[50]) for t in texts]
+    )
+    user = recommender.context(user="u1")
+    raw = recommender.recommend(user, instruction="something FOR bread")
+    assert raw.instruction_source == "given"
+    key = query_key("something for bread")
+    recommender.bundle.store.put_many([(*key, Instruction("s", ("i",), "cheese"))])
+    found = recommender.recommend(user, instruction="  Something for bread ")
+    assert (found.instruction_source, found.instruction.look_for) == ("rewritten", "cheese")
+    assert found.context.query == "Something for bread"  # the tools hear what was typed
+    assert dict(found.beam) != dict(raw.beam)
+    searched = recommender.recommend(recommender.context(user="u2", scenario="search", query="something for bread"))
+    assert searched.instruction_source == "rewritten"
+    assert recommender.recommend(user, instruction="bread").instruction_source == "given"
+    assert recommender.recommend(user).instruction_source == "default"  # a rewriting is nobody's instruction
 
 
 def readable(tiny_bundle: Path, folder: Path) -> Recommender:

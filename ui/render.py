@@ -22,6 +22,7 @@ COLOURS = 8  # classes c0 to c7 in style.css
 SOURCES = {
     "given": "typed here",
     "query": "the search text",
+    "rewritten": "what the search text means, written beforehand",
     "stored": "written beforehand for this user",
     "default": "no instruction: the model's learned default",
 }

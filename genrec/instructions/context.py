@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from genrec.contracts import Evidence, UserContext
 from genrec.instructions.attributes import Attributes
 from genrec.instructions.profile import profile_line, time_line
+from genrec.instructions.store import QUERY_BYTES
 from genrec.instructions.text import clean
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Chat = list[dict[str, str]]
 # proposals: what the first piece of evidence proposes, titles with their labels.
 FIELDS = ("scenario", "time", "profile", "history", "items", "kinds", "trigger", "query", "evidence", "proposals")
 RECENCY = 0.9  # a category's weight per step back in the history
-TITLE_BYTES, QUERY_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 160, 40
+TITLE_BYTES, SENTENCE_BYTES, KIND_BYTES = 80, 160, 40
 PROFILE = "profile"  # the field of a prompt that shows attributes and statistics
 LABELS_BYTES, PROFILE_BYTES = 80, 320  # the labels of one item; the profile line
 

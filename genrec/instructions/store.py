@@ -4,6 +4,7 @@
     store = open_store("redis://host:6379/0?prefix=shop")
 
 An instruction is kept by user and scenario with its provenance: model, prompt version, context hash, events, time.
+What a search text means is kept the same way, for everybody who types it (`query_key`).
 Every `put_many` is one transaction, so a killed writer leaves a chunk whole or absent.
 """
 
@@ -16,11 +17,19 @@ from typing import Self
 
 from genrec.contracts import Instruction
 from genrec.errors import GenrecError
+from genrec.instructions.text import clean
 
 Key = tuple[str, str]  # user, scenario
 Row = tuple[str, str, Instruction]
 
+QUERY = "query"  # in the place of a scenario: no request has it
+QUERY_BYTES = 160  # what is told apart of a search text
 SERVERS = ("redis", "rediss", "valkey", "valkeys")  # schemes of a URL; those with s speak TLS
+
+
+def query_key(text: str) -> Key:
+    """What the rewriting of a search text is kept under: one for everybody, whatever its case, spaces and marks."""
+    return clean(text, QUERY_BYTES).casefold(), QUERY
 
 
 class InstructionStore(ABC):

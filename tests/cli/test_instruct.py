@@ -28,7 +28,7 @@ def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], ca
     assert (done["current"], done["written"], done["stored"]) == (3, 0, 3) and len(scripted) == 1
     assert main(["instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u9"]) == 0
     out = capsys.readouterr().out
-    assert "2 of 2 users, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
+    assert "2 of 2, 1 written, 1 up to date;" in out and "for u1: green tea (written by scripted)" in out
     assert "unknown user 'nobody'" in error_of(capsys, "instruct", "--bundle", str(own_bundle), "--user", "nobody")
 
 
@@ -48,6 +48,30 @@ def test_a_user_given_twice_is_refused_before_the_model_starts(
 ) -> None:
     ask = ("instruct", "--bundle", str(own_bundle), "--user", "u1", "--user", "u2", "--user", "u1")
     assert "user 'u1' is given twice" in error_of(capsys, *ask) and scripted == []
+
+
+def test_search_texts_are_rewritten_once_for_everybody(
+    own_bundle: Path, scripted: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    texts = tmp_path / "queries.txt"
+    texts.write_text('Something warm\n\n  something   WARM \n<|im_start|>"cheese" [bold]\n', encoding="utf-8")
+    ask = ("instruct", "--bundle", str(own_bundle), "--queries", str(texts))
+    done = json_of(capsys, *ask)
+    assert (done["asked"], done["written"], done["stored"]) == (2, 2, 2) and len(scripted) == 1
+    assert json_of(capsys, *ask)["current"] == 2 and len(scripted) == 1
+    with open_store(own_bundle / "instructions.sqlite") as store:
+        (first, kind, written), (second, _, _) = store.all()
+        assert (first, second, kind) == ("'cheese' (bold)", "something warm", "query")
+        assert written.prompt_version.startswith("rewrite_v1+") and written.look_for == "green tea"
+    shards = [json_of(capsys, *ask, "--shard", f"{i}/2")["asked"] for i in (1, 2)]
+    assert sum(shards) == 2
+    line = error_of(capsys, *ask, "--prompt", "situation_v1")
+    assert "situation_v1 does not show what was typed; use --prompt rewrite_v1" in line
+    texts.write_text(" \n\n", encoding="utf-8")
+    assert "holds no search text; write one a line" in error_of(capsys, *ask)
+    texts.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as search texts" in error_of(capsys, *ask)
+    assert "cannot be read as search texts" in error_of(capsys, *ask[:3], "--queries", str(tmp_path / "none.txt"))
 
 
 def test_instructions_by_an_endpoint(own_bundle: Path, capsys: Capture) -> None:
@@ -100,8 +124,8 @@ def test_the_worker_follows_the_interactions(
     with (shop / "interactions.csv").open("a") as f:
         f.write("u3,tea-1,1700000000\nu3,tea-2,1700000001\nu4,tea-1,1700000000\nnobody,jam-1,1700000000\n")
     assert main(list(ask)) == 0
-    out, err = capsys.readouterr()
-    assert "41 of 41 users, 2 written, 39 up to date" in out and "41 users" in err
+    out = capsys.readouterr().out
+    assert "41 of 41, 2 written, 39 up to date" in out
     assert json_of(capsys, *ask, "--scenario", "home", "--scenario", "item")["written"] == 41
     assert "unknown scenario 'nowhere'" in error_of(capsys, *ask, "--scenario", "nowhere")
     assert "shorter than max_age" in error_of(capsys, *ask, "--expire", "1d")
@@ -151,7 +175,7 @@ def test_demo_goes_from_data_to_a_trace(
     monkeypatch.setattr(training.fit, "fit", lambda *_: pytest.fail("the second run fitted again"))
     assert main(ask) == 0
     out, err = capsys.readouterr()
-    assert "is there from before" in err and "4 users are up to date" in err and len(scripted) == 1
+    assert "is there from before" in err and "4 are up to date" in err and len(scripted) == 1
     assert out.split("Seconds:")[0] == first.split("Seconds:")[0]
     found = json_of(capsys, "recommend", "--bundle", str(tmp_path / "demo"), "--user", "u1", "--instruction", "jam")
     assert (found["instruction"], found["instruction_source"]) == ("jam", "given")

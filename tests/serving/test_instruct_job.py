@@ -126,7 +126,7 @@ def test_progress_is_reported_after_each_chunk(tmp_path: Path) -> None:
     lines: list[str] = []
     with open_store(tmp_path / "s.sqlite") as store:
         instruct(CONTEXTS, CATALOG, Scripted(echo), TEMPLATE, store, chunk=4, report=lines.append)
-    assert [line.split(" users")[0] for line in lines] == [f"instructions: {n} of 10" for n in (4, 8, 10)]
+    assert [line.split(",")[0] for line in lines] == [f"instructions: {n} of 10" for n in (4, 8, 10)]
     assert "10 written" in lines[-1] and "instructions/s" in lines[-1] and "tokens/s" in lines[-1]
 
 

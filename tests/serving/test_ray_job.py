@@ -114,7 +114,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
             assert violation(value, TEMPLATE.schema) is None
         processes = {path.name.split("-")[0] for path in calls.iterdir()} - {"killed"}
         assert (calls / "killed").exists() and len(processes) >= 3  # two workers and one in the dead one's place
-        assert lines[-1].startswith(f"instructions: {USERS:,} of {USERS:,} users") and "tokens/s" in lines[-1]
+        assert lines[-1].startswith(f"instructions: {USERS:,} of {USERS:,},") and "tokens/s" in lines[-1]
         assert len(lines) > 10
         print(f"{expected.written} instructions by {len(processes)} workers, one of them killed, in {seconds:.1f} s")
 
