@@ -11,7 +11,18 @@ from training.config import FitConfig
 from training.fit import Fit, identity_of
 
 OWN = ("instructions", "told.safetensors", "timeline.parquet", "config.json", "generator")  # what arms do not share
-SHARED = ("data", "protocol", "seed", "levels", "codes", "embedder", "embeddings", "tools", "genrec")  # what they must
+SHARED = (
+    "data",
+    "protocol",
+    "seed",
+    "levels",
+    "codes",
+    "embedder",
+    "embeddings",
+    "tools",
+    "rankers",
+    "genrec",
+)  # what they must
 ABOUT = "prepared.json"
 
 
