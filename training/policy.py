@@ -247,7 +247,8 @@ class Aligner(State):
         torch.manual_seed(config.seed * 1_000_003 + self.step)
         self.model.eval()
         with self.accelerator.autocast():
-            new = log_probabilities(self.model, rollout.history, rollout.request, rollout.items)
+            with torch.set_grad_enabled(config.policy > 0 or not config.anchor):
+                new = log_probabilities(self.model, rollout.history, rollout.request, rollout.items)
             old = new.detach() if old is None else old
             mask = mask.expand_as(new)
             policy = self.loss(new.flatten(0, 1), old.flatten(0, 1), rollout.advantages.flatten(), mask.flatten(0, 1))
