@@ -34,6 +34,7 @@ from genrec.io import atomic, check_shape, read_json, remove_temporaries, sha256
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs
 from genrec.tools import TOOLS, Tool
+from genrec.tools.rankers import RANKERS, open_tool
 
 if TYPE_CHECKING:
     from genrec.generator.model import GeneratorModel
@@ -80,6 +81,9 @@ def check(folder: Path) -> dict[str, Any]:
     config = check_shape(folder / MANIFEST, manifest["config"], CONFIG)
     if unknown := [name for name in config["tools"] if name not in list(TOOLS)]:
         raise GenrecError(f"{folder / MANIFEST} is damaged: unknown tool {unknown[0]!r}")
+    rankers = config.get("rankers", [])  # none in a bundle of before
+    if not isinstance(rankers, list) or any(name not in RANKERS for name in rankers):
+        raise GenrecError(f"{folder / MANIFEST} is damaged: its rankers are {str(rankers)[:60]}")
     for name, expected in manifest["files"].items():
         check_shape(folder / MANIFEST, expected, {"bytes": int, "sha256": str})
         path = folder / name
@@ -145,8 +149,6 @@ class Bundle:
     @cached_property
     def rankers(self) -> dict[str, MARM | SARM]:
         """Those that judge the shortlist, by name; none in most bundles."""
-        from genrec.tools.rankers import open_tool
-
         return {name: open_tool(self.folder / "rankers" / name) for name in self.config.get("rankers", [])}
 
     @cached_property

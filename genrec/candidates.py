@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GENERATOR = "generator"
 POPULARITY = "popularity"
+PIECE = 1000  # candidates of a request that a ranker judges at once
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,15 @@ def shortlist(
     at = np.maximum(rows, 0)
     parts |= {name: np.take_along_axis(scores, at, 1).astype(np.float32) for name, scores in standard.items()}
     clock = time.perf_counter()
-    parts |= {name: _among(ranker.score(contexts, rows)) for name, ranker in (rankers or {}).items()}
+    parts |= {name: _among(_judged(ranker, contexts, rows)) for name, ranker in (rankers or {}).items()}
     seconds |= {"rankers": time.perf_counter() - clock} if rankers else {}
     return Shortlist(rows, parts, raw, beam, beam_scores, seconds)
+
+
+def _judged(ranker: Ranker, contexts: list[UserContext], rows: np.ndarray) -> np.ndarray:
+    """A ranker's scores of rows [B, M], -inf where padded, a piece at a time."""
+    pieces = [ranker.score(contexts, rows[:, i : i + PIECE]) for i in range(0, rows.shape[1], PIECE)]
+    return np.concatenate(pieces, axis=1) if pieces else np.zeros(rows.shape, np.float32)
 
 
 def _among(scores: np.ndarray) -> np.ndarray:

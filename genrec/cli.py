@@ -271,7 +271,9 @@ def _model(one: argparse.ArgumentParser) -> None:
 
 def _prompt(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "--prompt", help=f"prompt template, see python -m prompts (default: the adapter's own, else {commands.PROMPT})"
+        "--prompt",
+        help="prompt template, see python -m prompts (default: the adapter's own, else "
+        f"{commands.PROMPT}; for --queries {commands.REWRITE})",
     )
 
 

@@ -173,11 +173,12 @@ def instruct(args: argparse.Namespace) -> None:
         store = recommender.bundle.store
         shard, shards = args.shard
         if args.queries:
-            asked, prompt = searches(args.queries), args.prompt or REWRITE
+            prompt = rewriting_prompt(recommender, args)
+            asked = [c for c in searches(args.queries) if in_shard(c.user or "", shard - 1, shards)]
         else:
             users, prompt = args.user or recommender.bundle.dataset.sequences.users[: args.users], prompt_of(args)
-            asked = [recommender.context(user=u, scenario=args.scenario) for u in users]
-        asked = [context for context in asked if in_shard(context.user or "", shard - 1, shards)]
+            mine = [user for user in users if in_shard(user, shard - 1, shards)]
+            asked = [recommender.context(user=user, scenario=args.scenario) for user in mine]
         if args.expire is not None:
             report(f"{store.expire(time.time() - args.expire):,} old instructions expired")
         chunk = max(CHUNK, 2 * args.concurrency) if args.endpoint else CHUNK
@@ -189,6 +190,21 @@ def instruct(args: argparse.Namespace) -> None:
     for context in asked[:3]:
         if found := store.get(context.user or "", context.scenario):
             terminal.say(f"for {context.user}: {found.look_for} (written by {found.model})")
+
+
+def rewriting_prompt(recommender: Recommender, args: argparse.Namespace) -> str:
+    """The prompt for search texts. Raises GenrecError where a rewriting could not be followed, or would be asked of a
+    model that was taught another prompt."""
+    from serving import models
+
+    if args.scenario != "home":
+        raise GenrecError("search texts are no user's: leave --scenario out beside --queries")
+    if recommender.bundle.config["embeddings"]:
+        raise GenrecError("this bundle was fitted with own embeddings and cannot read text, so no rewriting either")
+    own, prompt = models.prompt_of(args.model), args.prompt or REWRITE
+    if own and own != prompt:
+        raise GenrecError(f"{args.model} was taught the prompt {own}; rewrite search texts with another --model")
+    return prompt
 
 
 def searches(path: Path) -> list[UserContext]:

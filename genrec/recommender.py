@@ -151,6 +151,8 @@ class Recommender:
         traces: dict[int, Trace] = {}
         for scenario in dict.fromkeys(c.scenario for c in contexts):
             at = [b for b, c in enumerate(contexts) if c.scenario == scenario]
+            heard = self.bundle.fusion(scenario)["fused"] if weights is None else weights
+            rankers = {name: ranker for name, ranker in self.bundle.rankers.items() if heard.get(name)}
             parts = shortlist(
                 [contexts[b] for b in at],
                 consulted,
@@ -160,7 +162,7 @@ class Recommender:
                 vectors[at],
                 width=max(self.width, k),
                 most=max(100, k),
-                rankers=self.bundle.rankers,
+                rankers=rankers,
             )
             parts.seconds["instruction"] = thinking * len(at) / len(contexts)
             for i, b in enumerate(at):
@@ -219,7 +221,7 @@ class Recommender:
             return next(filter(None, self.bundle.store.get_many(keys)), None)
         except GenrecError as error:
             self._store_back = time.monotonic() + STORE_REST
-            logger.warning("the learned default takes the place of stored instructions: %s", error)
+            logger.warning("requests go on without stored instructions: %s", error)
             return None
 
     def _vectors(self, chosen: list[tuple[Instruction | None, str]]) -> np.ndarray:
@@ -275,16 +277,19 @@ class Recommender:
             )
             for i in best
         )
+        clock = time.perf_counter()
         evidence: tuple[Evidence, ...] = (
             *(tool.evidence(context, parts.raw[name][b], self.evidence) for name, tool in tools.items()),
-            *(self._judged(context, name, one) for name in self.bundle.rankers),
+            *(self._judged(context, name, one) for name in self.bundle.rankers if name in one.parts),
         )
+        told = time.perf_counter()
         beam = tuple(
             (int(row), float(score))
             for row, score in zip(parts.beam[b, :k], parts.beam_scores[b, :k], strict=True)
             if row >= 0
         )
         seconds = {name: round(s / len(parts.rows), 6) for name, s in parts.seconds.items()}
+        seconds["evidence"] = round(told - clock, 6)
         heard = instruction is None or weights.get(GENERATOR) or (context.query and weights.get("content"))
         note = "" if heard else "the fusion gives no weight to a part that reads the instruction"
         return Trace(context, instruction, source, evidence, beam, weights, recommended, seconds, note)

@@ -245,7 +245,7 @@ def test_a_store_that_fails_fails_no_request(
         found = recommender.recommend(user)
         assert found.instruction_source == "default" and found.recommended == expected
     said = [r.message for r in caplog.records if r.name == "genrec.recommender"]
-    assert len(said) == 1 and "learned default takes the place" in said[0] and str(path) in said[0]
+    assert len(said) == 1 and "go on without stored instructions" in said[0] and str(path) in said[0]
     path.unlink()
     recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
     assert recommender.recommend(user).instruction_source == "default"  # it is not asked again at once
@@ -302,7 +302,7 @@ def test_the_trace_is_json_and_tells_everything(recommender: Recommender) -> Non
     assert all(e["sentence"] for e in told["evidence"])
     assert len(told["beam"]) == 4 and all(b["log_probability"] <= 0 for b in told["beam"])
     assert len(told["recommended"][0]["semantic_id"]) == 3
-    assert set(told["seconds"]) == {"tools", "generator", "instruction"}
+    assert set(told["seconds"]) == {"tools", "generator", "instruction", "evidence"}
     assert "<script>" in told["context"]["history"][0]["title"] and "\x1b" not in json.dumps(told)
     assert HOSTILE_TITLE.startswith(told["context"]["history"][0]["title"][:25])
 

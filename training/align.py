@@ -19,6 +19,7 @@ import json
 import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ import numpy as np
 
 from genrec import __version__
 from genrec.bundle import MANIFEST, STORE, TIMELINE, Bundle, seal
+from genrec.candidates import GENERATOR
 from genrec.contracts import HOME
 from genrec.data import SCENARIOS, EvalSet, read_dataset
 from genrec.data.scenarios import queries
@@ -44,6 +46,8 @@ from training.fit import SPLITS, Fit, Report
 if TYPE_CHECKING:
     from genrec.alignment.judges import Bench
     from genrec.generator.model import GeneratorModel
+    from genrec.tools.marm import MARM
+    from genrec.tools.sarm import SARM
     from training.policy import Positions
 
 OWN = ("generator", "fusion.json", "report", MANIFEST, f"{STORE}*")  # what an aligned bundle does not take over
@@ -147,11 +151,20 @@ class Align(Fit):
         folder, train = self.shared / "judges" / str(fold), self.split.train
         if not (folder / "judge.safetensors").exists():
             others = train.keep(self.folds()[train.user_of] != fold)
-            ranker = next(iter(self.config.rankers), "")
-            Judge.fit(others, self.dataset.catalog, self.judging(), ranker, self.report).save(folder)
+            Judge.fit(others, self.dataset.catalog, self.judging(), self.judging_ranker(fold)).save(folder)
         return (
             f"{', '.join((*self.judging(), *self.config.rankers[:1])) or 'no tool'}, fitted on the other folds' users"
         )
+
+    def judging_ranker(self, fold: int) -> MARM | SARM | None:
+        """The bundle's first ranker, fitted anew without the users of the fold, whose own histories it reads."""
+        from genrec.tools.rankers import train_ranker
+
+        if not self.config.rankers:
+            return None
+        train = self.split.train
+        rated, apart = replace(self.dataset, sequences=train), self.folds()[train.user_of] == fold
+        return train_ranker(self.config.rankers[0], rated, self.report, self.settings.seed, apart)
 
     def bench(self) -> Bench:
         """The judges of all folds."""
@@ -169,7 +182,8 @@ class Align(Fit):
         """What a nat of drift from the start costs in the ranker's scores: as the fused list weighs them."""
         from genrec.alignment.rewards import price_of_drift
 
-        return price_of_drift(self.source.fusion(scenario)["fused"])
+        heard = {GENERATOR, *self.source.config["tools"]}  # the rankers have no part in the score that is anchored
+        return price_of_drift({n: w for n, w in self.source.fusion(scenario)["fused"].items() if n in heard})
 
     def floors_of(self, scenario: str, sample: EvalSet) -> dict[str, float]:
         """As in the source: tools and validation requests are the same."""

@@ -194,7 +194,7 @@ class Fit:
         if self.config.rankers:
             from genrec.tools.ranking.samples import rated_samples
 
-            rated_samples(dataset)
+            rated_samples(replace(dataset, sequences=split.train))
         save_dataset(dataset, self.folder / "data")
         s = dataset.sequences
         return f"{dataset.name}, {len(s):,} users, {len(dataset.catalog):,} items, {s.events:,} events"

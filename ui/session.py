@@ -91,7 +91,8 @@ class Form:
 
     @property
     def source(self) -> str:
-        """Where the instruction of the request comes from: "given", "query", "stored" or "default"."""
+        """Where the instruction of the request comes from: "given", "query", "stored" or "default". The trace says
+        where a stored rewriting takes the place of what was typed."""
         text = self.text.strip()
         if text and text != self.session.stored.strip():
             return "given"

@@ -168,7 +168,7 @@ def scores(trace: Trace) -> str:
     )
     return (
         '<p class="label">The generator speaks in log-probabilities, the tools in standard deviations over the '
-        "catalogue; weight times score, summed, is the fused score.</p>"
+        "catalogue, rankers over what stood in the choice; weight times score, summed, is the fused score.</p>"
         f'<div class="scroll"><table class="scores"><thead><tr><th>#</th><th class="title">Item</th>{head}'
         f"<th>fused</th></tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import svds
 
 from genrec.alignment.rewards import RewardContext
 from genrec.contracts import UserContext
-from genrec.data.dataset import Catalog, Dataset, Sequences
+from genrec.data.dataset import Catalog, Sequences
 from genrec.data.scenarios import favourite_from, tail_items
 from genrec.errors import GenrecError
 from genrec.io import atomic
@@ -90,16 +90,11 @@ class Judge:
         train: Sequences,
         catalog: Catalog,
         tools: Mapping[str, type[Tool]],
-        ranker: str = "",
-        report: Callable[[str], None] = lambda _: None,
+        ranker: MARM | SARM | None = None,
     ) -> Judge:
-        """ranker: "marm" or "sarm"; "" for none. The users that it will judge are strangers to it: it knows what they
-        chose, not how they liked it."""
-        from genrec.tools.rankers import train_ranker
-
+        """ranker: fitted on the same users, as `genrec.tools.rankers.train_ranker` does with `apart`."""
         fitted = {name: tool().fit(train, catalog) for name, tool in tools.items()}
-        judge = train_ranker(ranker, Dataset("judges", catalog, train), report) if ranker else None
-        return cls(fitted, taste_vectors(train, len(catalog)), satisfactions(train, len(catalog)), judge)
+        return cls(fitted, taste_vectors(train, len(catalog)), satisfactions(train, len(catalog)), ranker)
 
     def save(self, folder: Path) -> None:
         """Each tool in a folder of its own; judge.safetensors last."""

@@ -52,6 +52,17 @@ def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> float:
     return float(own[~np.isnan(own)].mean()) if (~np.isnan(own)).any() else float("nan")
 
 
+def inside_or_over(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[str, float]:
+    """What to judge a ranker's progress by: ("GAUC", its value), or ("AUC", over all samples) where less than a tenth
+    of them belong to users with both kinds, as with an event or two of each; .5 where there is one kind alone."""
+    own = user_aucs(labels, scores, users)
+    inside = ~np.isnan(own)
+    if len(own) and inside.mean() >= 0.1:
+        return "GAUC", float(own[inside].mean())
+    value = auc(labels, scores)
+    return "AUC", 0.5 if np.isnan(value) else value
+
+
 @dataclass(frozen=True)
 class Draws:
     """A measure, and its value in each resample of the users, [resamples]. Two over the same samples share their

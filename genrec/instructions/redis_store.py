@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 from genrec.contracts import Instruction
 from genrec.errors import GenrecError, missing_package
-from genrec.instructions.store import SERVERS, InstructionStore, Key, Row
+from genrec.instructions.store import QUERY, SERVERS, InstructionStore, Key, Row
 
 T = TypeVar("T")
 PART = 1000  # fields of one command
@@ -64,12 +64,15 @@ class RedisStore(InstructionStore):
         return [None if value is None else self._instruction(value) for value in found]
 
     def put_many(self, rows: Iterable[Row]) -> None:
+        rows = list(rows)
         put = {_field((user, scenario)): i for user, scenario, i in rows}
+        ageing = {_field((user, scenario)): i.created for user, scenario, i in rows if scenario != QUERY}
 
         def write() -> None:
             with self._client.pipeline(transaction=True) as chunk:
                 chunk.hset(self._hash, mapping={field: _json(i) for field, i in put.items()})
-                chunk.zadd(self._times, {field: i.created for field, i in put.items()})
+                if ageing:
+                    chunk.zadd(self._times, ageing)
                 chunk.delete(*(self._claims + field for field in put))
                 chunk.execute()
 

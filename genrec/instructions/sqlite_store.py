@@ -18,7 +18,7 @@ from pathlib import Path
 
 from genrec.contracts import Instruction
 from genrec.errors import GenrecError
-from genrec.instructions.store import InstructionStore, Key, Row
+from genrec.instructions.store import QUERY, InstructionStore, Key, Row
 
 READING = 2.0  # seconds a reader waits at most: a request is waiting with it
 FORMAT = 2  # PRAGMA user_version; raised when the tables change
@@ -31,6 +31,7 @@ _TABLES = (
     " WITHOUT ROWID",
     f"CREATE TABLE IF NOT EXISTS claims ({_KEY}, until REAL NOT NULL, PRIMARY KEY (user, scenario)) WITHOUT ROWID",
 )
+_OLD = "created < ? AND scenario <> ?"
 _FROM_FORMAT_1 = "ALTER TABLE instructions ADD COLUMN events INTEGER NOT NULL DEFAULT 0"
 
 
@@ -70,11 +71,13 @@ class SQLiteStore(InstructionStore):
 
     def expire(self, before: float) -> int:
         with self._reading() as db:
-            found = db is not None and db.execute("SELECT 1 FROM instructions WHERE created < ?", (before,)).fetchone()
+            found = (
+                db is not None and db.execute(f"SELECT 1 FROM instructions WHERE {_OLD}", (before, QUERY)).fetchone()
+            )
         if not found:
             return 0
         with self._writing() as db:
-            return db.execute("DELETE FROM instructions WHERE created < ?", (before,)).rowcount
+            return db.execute(f"DELETE FROM instructions WHERE {_OLD}", (before, QUERY)).rowcount
 
     def claim(self, keys: Sequence[Key], seconds: float) -> list[Key]:
         now = time.time()

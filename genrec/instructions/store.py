@@ -28,8 +28,10 @@ SERVERS = ("redis", "rediss", "valkey", "valkeys")  # schemes of a URL; those wi
 
 
 def query_key(text: str) -> Key:
-    """What the rewriting of a search text is kept under: one for everybody, whatever its case, spaces and marks."""
-    return clean(text, QUERY_BYTES).casefold(), QUERY
+    """What the rewriting of a search text is kept under: one for everybody, whatever its case, spaces and marks. The
+    user is "" for a text that is too long to be told apart: it has none."""
+    whole = clean(text, 2 * QUERY_BYTES)
+    return (whole.casefold() if len(whole.encode()) <= QUERY_BYTES else ""), QUERY
 
 
 class InstructionStore(ABC):
@@ -50,7 +52,8 @@ class InstructionStore(ABC):
 
     @abstractmethod
     def expire(self, before: float) -> int:
-        """Deletes what was created before this time (unix seconds); returns how many."""
+        """Deletes what was created before this time (unix seconds); returns how many. What a search text means
+        (`query_key`) does not age and stays."""
 
     @abstractmethod
     def claim(self, keys: Sequence[Key], seconds: float) -> list[Key]:

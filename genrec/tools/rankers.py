@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from genrec.errors import GenrecError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from genrec.contracts import UserContext
     from genrec.data.dataset import Dataset
     from genrec.tools.marm import MARM
@@ -33,14 +35,33 @@ def make(name: str, task: Task, report: Callable[[str], None], settings: Mapping
     return SARM.fit(task, anchors, filled(SARMConfig, settings), filled(SARMTraining, settings), report)
 
 
-def train_ranker(name: str, rated: Dataset, report: Callable[[str], None], seed: int = 0) -> MARM | SARM:
-    """A ranker for the fused list or the rewards, on all ratings given; a tenth of each user's says when to stop.
-    Raises GenrecError where there are no ratings of two kinds."""
-    from genrec.tools.ranking.samples import no_test, rated_samples
+def train_ranker(
+    name: str, rated: Dataset, report: Callable[[str], None], seed: int = 0, apart: np.ndarray | None = None
+) -> MARM | SARM:
+    """A ranker for the fused list or the rewards, on the ratings given; a tenth of each user's says when to stop.
+
+    apart: bool [M], events that it is not fitted on but knows of, as of the users whom it shall judge: at a request it
+    reads how they liked what they had before. Raises GenrecError where there are no ratings of two kinds."""
+    import numpy as np
+
+    from genrec.tools.marm import MARM, MARMConfig
+    from genrec.tools.ranking.samples import TEST, no_test, rated_samples
     from genrec.tools.ranking.task import Task
+    from genrec.tools.ranking.train import TrainConfig, predict
 
     samples = rated_samples(rated)
-    return make(name, Task(samples, no_test(samples)), report, {"seed": seed})
+    part, lengths = no_test(samples), samples.sequences.lengths
+    if apart is not None:
+        part = np.where(apart, TEST, part).astype(np.int8)
+    settings = {"seed": seed}
+    if name == "marm":  # no more room in its cache than is needed
+        longest, users = int(lengths.max(initial=1)), int((lengths > 0).sum())
+        settings |= {"events": min(MARMConfig.events, longest), "users": users}
+    task = Task(samples, part)
+    tool = make(name, task, report, settings)
+    if isinstance(tool, MARM):  # the states of the events apart are needed too
+        predict(tool.model, task, np.flatnonzero(part == TEST), TrainConfig(), tool.memory)
+    return tool
 
 
 def filled(kind: Callable[..., Any], settings: Mapping[str, Any]) -> Any:

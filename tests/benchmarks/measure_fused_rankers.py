@@ -23,12 +23,14 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from genrec.bundle import Bundle
+from genrec.bundle import MANIFEST, Bundle
 from genrec.contracts import HOME, UserContext
 from genrec.data import Dataset, EvalSet
 from genrec.evaluation.protocol import Ranked
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
+from genrec.io import sha256
 from genrec.tools.rankers import RANKERS, open_tool, train_ranker
+from serving.models import whole_folder
 from training.evaluate import FUSED_ROW, fused_weights, rank_systems, requests_of
 from training.fit import SPLITS, WEIGHING
 
@@ -48,9 +50,11 @@ class Noise:
 
 
 def fitted(name: str, rated: Dataset, folder: Path, seed: int) -> Any:
-    if not (folder / "tool.json").is_file():
+    if not folder.is_dir():
         clock = time.perf_counter()
-        train_ranker(name, rated, lambda line: print(f"{folder.name}: {line}", flush=True), seed).save(folder)
+        tool = train_ranker(name, rated, lambda line: print(f"{folder.name}: {line}", flush=True), seed)
+        with whole_folder(folder) as temporary:
+            tool.save(temporary)
         print(f"{folder.name}: fitted in {time.perf_counter() - clock:.0f} s", flush=True)
     return open_tool(folder)
 
@@ -68,8 +72,9 @@ def main() -> int:
         bundle = Bundle.load(path)
         seed, split = int(bundle.config["seed"]), SPLITS[bundle.config["protocol"]](bundle.dataset)
         seeds.append(seed)
+        digest = sha256(path / MANIFEST)[:12]
         rated = replace(bundle.dataset, sequences=split.train)
-        rankers = {n: fitted(n, rated, args.work / f"{n}.{seed}", seed) for n in RANKERS} | {"noise": Noise()}
+        rankers = {n: fitted(n, rated, args.work / f"{n}.{digest}", seed) for n in RANKERS} | {"noise": Noise()}
         for arm, names in ARMS.items():
             parts = Bundle(path, bundle.config)
             parts.__dict__["rankers"] = {n: rankers[n] for n in names}

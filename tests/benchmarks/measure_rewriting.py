@@ -1,12 +1,13 @@
 """Do searches find more when the language model has said before what their texts mean?
 
-    python tests/benchmarks/measure_rewriting.py --bundle bundles/ml-100k --out docs/results/rewriting-ml-100k
+    python tests/benchmarks/measure_rewriting.py --bundle bundles/ml-100k --work rewriting \\
+        --out docs/results/rewriting-ml-100k
 
 The validation requests of the search scenario, whose text is made of words of the wanted item (genrec.data.scenarios):
 the best that can be said already, so a rewriting can hardly win here; what it costs is the question. A sample of
---texts different texts is rewritten by `--model` (the packaged one, by default) under `rewrite_v1`, in a store of its
-own beside --out. NDCG@10 and HR@10 of the wanted item, without and with the rewritings, and with each dealt to another
-text (the control), fused and by the generator alone; differences are paired, intervals over users.
+--texts different texts is rewritten by `--model` (the packaged one, by default) under `rewrite_v1`, in a store of the
+model's own in --work. NDCG@10 and HR@10 of the wanted item, without and with the rewritings, and with each dealt to
+another text (the control), fused and by the generator alone; differences are paired, intervals over users.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 import prompts
-from genrec import Recommender
 from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR
 from genrec.contracts import SEARCH
 from genrec.evaluation.intervals import bootstrap, paired
 from genrec.evaluation.metrics import hit_rate, ndcg
 from genrec.evaluation.report import provenance
+from genrec.instructions.plain import MODEL as TEMPLATE
 from genrec.instructions.store import QUERY, query_key
 from genrec.io import write_json, write_text
+from genrec.recommender import Recommender
 from serving.instruct import instruct
 from serving.llm import open_model
 from training.evaluate import requests_of
@@ -54,12 +56,13 @@ def ranks(recommender: Recommender, contexts: list, targets: np.ndarray, part: s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="where the rewritings are kept")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--model", help="as of genrec instruct")
     args = parser.parse_args()
     clock = time.perf_counter()
-    store = args.out.with_name(args.out.name + ".sqlite")
+    store = args.work / f"{args.model or 'packaged'}.sqlite".replace("/", "-")
     bundle = Bundle.load(args.bundle, store)
     split = SPLITS[bundle.config["protocol"]](bundle.dataset)
     requests = requests_of(bundle, split, split.validation, SEARCH)
@@ -67,22 +70,21 @@ def main() -> int:
     chosen = set(np.random.default_rng(0).permutation(texts)[: args.texts].tolist())
     kept = np.array([i for i, c in enumerate(requests.contexts) if query_key(c.query or "")[0] in chosen])
     requests = requests.take(kept)
-    raw = Recommender(
-        Bundle.load(args.bundle, args.out.with_name("none.sqlite"))
-    )  # a store that does not exist is empty
+    raw = Recommender(Bundle.load(args.bundle, args.work / "none.sqlite"))  # a store that does not exist is empty
     asked = [replace(c, user=None) for c in requests.contexts]
     queries = [
         replace(asked[0], history=(), times=(), weights=(), user=t, query=t, scenario=QUERY) for t in sorted(chosen)
     ]
     engine = open_model("auto", args.model, report=print, texts=len(queries))
     try:
-        done = instruct(queries, bundle.dataset.catalog, engine, prompts.load("rewrite_v1"), bundle.store, report=print)
+        instruct(queries, bundle.dataset.catalog, engine, prompts.load("rewrite_v1"), bundle.store, report=print)
         name = engine.name
     finally:
         engine.close()
-    written = {user: i for user, kind, i in bundle.store.all() if kind == QUERY}
+    written = {user: i for user, kind, i in bundle.store.all() if kind == QUERY and user in chosen}
+    replaced = sum(i.model == TEMPLATE for i in written.values())
     names = sorted(written)
-    dealt = args.out.with_name(args.out.name + "-dealt.sqlite")
+    dealt = args.work / "dealt.sqlite"
     dealt.unlink(missing_ok=True)
     others = Bundle.load(args.bundle, dealt)
     others.store.put_many([(n, QUERY, written[m]) for n, m in zip(names, np.roll(names, 1).tolist(), strict=True)])
@@ -92,10 +94,10 @@ def main() -> int:
         "requests": len(requests),
         "texts": len(names),
         "model": name,
-        "replaced": done.replaced,
+        "replaced": replaced,
     }
     lines = [
-        f"{len(requests)} searches, {len(names)} texts rewritten by {name}, {done.replaced} of them by the template\n",
+        f"{len(requests)} searches, {len(names)} texts rewritten by {name}, {replaced} of them by the template\n",
         "| | NDCG@10 | HR@10 | NDCG@10 less as typed |", "|---|---|---|---|",
     ]  # fmt: skip
     for part in PARTS:

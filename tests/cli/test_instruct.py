@@ -14,10 +14,17 @@ from typing import Any
 import pytest
 from cli_support import Capture, error_of, json_of, start
 
-from genrec import commands
+from genrec import Recommender, commands
 from genrec.cli import main
-from genrec.instructions.store import open_store
+from genrec.instructions.store import open_store, query_key
 from training.config import FitConfig
+
+
+def readable(folder: Path) -> Recommender:
+    """As if the shop had been embedded from text."""
+    recommender = Recommender.load(folder)
+    recommender.bundle.config["embeddings"] = ""
+    return recommender
 
 
 def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], capsys: Capture) -> None:
@@ -51,11 +58,13 @@ def test_a_user_given_twice_is_refused_before_the_model_starts(
 
 
 def test_search_texts_are_rewritten_once_for_everybody(
-    own_bundle: Path, scripted: list[str], tmp_path: Path, capsys: Capture
+    own_bundle: Path, scripted: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = tmp_path / "queries.txt"
     texts.write_text('Something warm\n\n  something   WARM \n<|im_start|>"cheese" [bold]\n', encoding="utf-8")
     ask = ("instruct", "--bundle", str(own_bundle), "--queries", str(texts))
+    assert "own embeddings and cannot read text" in error_of(capsys, *ask)
+    monkeypatch.setattr("genrec.commands._load", lambda _: readable(own_bundle))
     done = json_of(capsys, *ask)
     assert (done["asked"], done["written"], done["stored"]) == (2, 2, 2) and len(scripted) == 1
     assert json_of(capsys, *ask)["current"] == 2 and len(scripted) == 1
@@ -67,7 +76,12 @@ def test_search_texts_are_rewritten_once_for_everybody(
     assert sum(shards) == 2
     line = error_of(capsys, *ask, "--prompt", "situation_v1")
     assert "situation_v1 does not show what was typed; use --prompt rewrite_v1" in line
-    texts.write_text(" \n\n", encoding="utf-8")
+    assert "search texts are no user's" in error_of(capsys, *ask, "--scenario", "item")
+    line = error_of(capsys, *ask, "--model", "ml-100k-v2")
+    assert "ml-100k-v2 was taught the prompt intent_tuned_v2" in line
+    long = "long " * 40
+    assert query_key(long) == ("", "query")
+    texts.write_text(f" \n\n{long}\n", encoding="utf-8")
     assert "holds no search text; write one a line" in error_of(capsys, *ask)
     texts.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read as search texts" in error_of(capsys, *ask)

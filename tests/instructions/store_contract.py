@@ -10,7 +10,7 @@ import pytest
 
 from genrec.contracts import Instruction
 from genrec.instructions import InstructionStore
-from genrec.instructions.store import Row
+from genrec.instructions.store import Row, query_key
 
 
 def instruction(n: int, created: float = 0.0, events: int = 0) -> Instruction:
@@ -63,6 +63,9 @@ class StoreContract:
         assert [user for user, _, _ in store.all()] == ["u1", "u3", "u4"]
         assert store.expire(before=3.0) == 0
         assert store.get("u2", "home") is None and store.count() == 3
+        store.put_many([(*query_key("Green  Tea"), instruction(7, 0.5)), ("u7", "home", instruction(7, 0.5))])
+        assert store.expire(before=1.0) == 1  # what a text means does not age
+        assert store.get(*query_key("green tea")) == instruction(7, 0.5) and store.count() == 4
 
     def test_many_at_once(self, store: InstructionStore) -> None:
         rows = [(f"u{n:05}", "home", instruction(n, float(n))) for n in range(2500)]

@@ -47,7 +47,7 @@ class Asked(Recommender):
 
         store = SimpleNamespace(get_many=get_many)
         tools = {"ease": None, "markov": None}
-        parts = {"dataset": DATASET, "store": store, "fusion": fusion, "tools": tools}
+        parts = {"dataset": DATASET, "store": store, "fusion": fusion, "tools": tools, "rankers": {}}
         super().__init__(cast(Any, SimpleNamespace(**parts, config={"embeddings": embeddings})))
 
     def recommend(self, context: UserContext, k: int = 10, **given: Any) -> Any:

@@ -75,18 +75,19 @@ class Rule:
 
 def rated_samples(dataset: Dataset) -> Samples:
     """The samples of a data set with ratings: RATED, scaled to its highest rating; "high" alone where the ratings have
-    two values. Raises GenrecError without ratings of both kinds."""
+    two values. Raises GenrecError where no rating is high, or none is not."""
     ratings = dataset.sequences.ratings
     known = np.unique(ratings[~np.isnan(ratings)])
-    if len(known) < 2:
-        raise GenrecError(
-            f"{dataset.name} has no ratings of two kinds to rank by; name a column of the interactions with --label"
-        )
     rules = [Rule.parse(text) for text in RATED]
     if len(known) == 2:
         rules = [Rule("high", "rating", float(known[1]))]
-    else:
+    elif len(known):
         rules = [Rule(r.name, r.column, (r.least or 0) * float(known[-1]) / 5) for r in rules]
+    if len(np.unique(rules[0].of(known))) < 2:
+        raise GenrecError(
+            f"{dataset.name} has no ratings of two kinds to rank by; rate events high and low, or have "
+            "`genrec rank` read another column with --label"
+        )
     labels = np.stack([r.of(ratings) for r in rules], axis=1)
     return Samples(dataset.name, dataset.catalog, dataset.sequences, labels, tuple(r.name for r in rules))
 
@@ -140,12 +141,12 @@ SPLITS = {"per-user": per_user, "by-time": by_time}
 
 
 def no_test(samples: Samples, validation: float = 0.1) -> np.ndarray:
-    """int8 [M] for a ranker that is measured elsewhere: each user's last share of events is the validation, the rest is
-    trained on. Who has too few events trains alone."""
+    """int8 [M] for a ranker that is measured elsewhere: each user's last share of events is the validation, one event
+    at least; the rest is trained on. Who has one or two events trains alone."""
     s = samples.sequences
     n = s.lengths[s.user_of]
-    place = np.arange(s.events) - s.offsets[s.user_of]
-    return np.where(place >= n - np.floor(n * validation), VALIDATION, TRAIN).astype(np.int8)
+    asked = np.where(n > 2, np.maximum(1, np.floor(n * validation)), 0)
+    return np.where(np.arange(s.events) - s.offsets[s.user_of] >= n - asked, VALIDATION, TRAIN).astype(np.int8)
 
 
 def _check_shares(validation: float, test: float) -> None:

@@ -56,11 +56,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rates:
-    """What is counted: prior [T], the share of yes in training; per item its yes [N, T] and known labels [N, T]."""
+    """What is counted: prior [T], the share of yes in training; per item its yes [N, T] and known labels [N, T]; gap:
+    the median of the seconds since a user's last event, for requests that do not say what time it is."""
 
     prior: np.ndarray
     item_yes: np.ndarray
     item_known: np.ndarray
+    gap: float = 0.0
 
     def dense(
         self, yes: np.ndarray, known: np.ndarray, item_yes: np.ndarray, item_known: np.ndarray, gap: np.ndarray
@@ -135,7 +137,14 @@ class Task:
         def count(values: np.ndarray) -> np.ndarray:
             return np.stack([np.bincount(rows, weights=v, minlength=self.items) for v in values.T], axis=1)
 
-        return Rates(prior, count(y), count(known.astype(float)))
+        between = self.gap[train & (self.gap > 0)]
+        return Rates(prior, count(y), count(known.astype(float)), float(np.median(between)) if len(between) else 0.0)
+
+    @cached_property
+    def gap(self) -> np.ndarray:
+        """float64 [M]: seconds since the user's last event of an earlier moment, 0 without one."""
+        s = self.samples.sequences
+        return np.where(self.known > s.offsets[s.user_of], s.times - s.times[self.known - 1], 0.0)
 
     @cached_property
     def dense(self) -> np.ndarray:
@@ -156,9 +165,8 @@ class Task:
         )
         of_item = np.empty_like(both)
         of_item[order] = total[first] - total[start]
-        gap = np.where(self.known > s.offsets[s.user_of], s.times - s.times[self.known - 1], 0.0)
         t = self.tasks
-        return self.rates.dense(own[:, :t], own[:, t:], of_item[:, :t], of_item[:, t:], gap)
+        return self.rates.dense(own[:, :t], own[:, t:], of_item[:, :t], of_item[:, t:], self.gap)
 
     def batch(self, positions: np.ndarray, n: int) -> Batch:
         """The exposures at flat positions [B], one candidate each, with at most n events of history."""
@@ -236,6 +244,8 @@ def request_batch(
             own[b] = np.concatenate([(said > 0).sum(0), (said != 0).sum(0)])
         if context.clock is not None and context.times:
             gap[b] = context.clock - context.times[-1]
+        elif length:
+            gap[b] = rates.gap
     rows = np.maximum(items, 0)
     wide = (*items.shape, tasks)
     dense = rates.dense(

@@ -95,7 +95,7 @@ class Profile:
     def save(self, folder: Path) -> None:
         arrays = {
             "offsets": self.offsets, "rows": self.rows, "feedback": self.feedback, "prior": self.rates.prior,
-            "item_yes": self.rates.item_yes, "item_known": self.rates.item_known,
+            "item_yes": self.rates.item_yes, "item_known": self.rates.item_known, "gap": np.array([self.rates.gap]),
         }  # fmt: skip
         with io.atomic(folder / "profile.safetensors") as temporary:
             save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, temporary)
@@ -110,7 +110,7 @@ class Profile:
         about = io.check_shape(folder / "profile.json", io.read_json(folder / "profile.json"), shape)
         a = read_arrays(folder / "profile.safetensors")
         try:
-            rates = Rates(a["prior"], a["item_yes"], a["item_known"])
+            rates = Rates(a["prior"], a["item_yes"], a["item_known"], float(a["gap"][0]))
             names = tuple(about["names"])
             later = {u: {int(p): (int(row), list(said)) for p, row, said in x} for u, x in about["later"].items()}
             return cls(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from genrec.errors import GenrecError
-from genrec.evaluation.auc import gauc
+from genrec.evaluation.auc import inside_or_over
 from genrec.tools.ranking.heads import bce
 from genrec.tools.ranking.models import RankerConfig, RankerModel
 from genrec.tools.ranking.samples import TEST, TRAIN, VALIDATION
@@ -76,8 +76,8 @@ def positions_of(task: Task, part: int) -> np.ndarray:
 def train(
     model: RankerModel, task: Task, config: TrainConfig, memory: Memory | None = None, report: Report = lambda _: None
 ) -> list[float]:
-    """Trains in the stream's order; returns the validation GAUC of each pass. The best pass stays in model and memory,
-    which then holds training and validation events."""
+    """Trains in the stream's order; returns the validation GAUC (see `inside_or_over`) of each pass. The best
+    pass stays in model and memory, which then holds training and validation events."""
     torch.manual_seed(config.seed)
     optimizer = _optimizer(model, config)
     kept = _Best()
@@ -92,20 +92,21 @@ def train(
             _step(optimizer, bce(logits, batch.labels))
             if memory is not None:
                 memory.write(batch, states[:, 0].detach())
-        if kept.over(model, validate(model, task, memory, config), memory, config.patience):
+        measure, value = validate(model, task, memory, config)
+        if kept.over(model, value, memory, config.patience):
             break
-        report(f"ranking: {epoch + 1} of {config.epochs} passes, validation GAUC {kept.values[-1]:.4f}")
+        report(f"ranking: {epoch + 1} of {config.epochs} passes, validation {measure} {value:.4f}")
     kept.restore(model, memory)
     return kept.values
 
 
-def validate(model: RankerModel, task: Task, memory: Memory | None, config: TrainConfig) -> float:
-    """GAUC of the main label over the validation events, 0.5 where no user has both kinds."""
+def validate(model: RankerModel, task: Task, memory: Memory | None, config: TrainConfig) -> tuple[str, float]:
+    """How well the main label of the validation events is ranked, and by which measure."""
     at = np.flatnonzero(task.part == VALIDATION)
     scores = predict(model, task, at, config, memory)[:, 0]
     known = ~np.isnan(task.samples.labels[at, 0])
-    found = gauc(task.samples.labels[at, 0][known], scores[known], task.samples.sequences.user_of[at][known])
-    return 0.5 if math.isnan(found) else found
+    users = task.samples.sequences.user_of[at][known]
+    return inside_or_over(task.samples.labels[at, 0][known], scores[known], users)
 
 
 @torch.no_grad()
@@ -142,10 +143,10 @@ def train_sequences(
         model.eval()
         scores = predict_sequences(model, task)
         at = positions_of(task, VALIDATION)
-        value = gauc(task.samples.labels[at, 0], scores[at, 0], task.samples.sequences.user_of[at])
-        if kept.over(model, 0.5 if math.isnan(value) else value, None, config.patience):
+        measure, value = inside_or_over(task.samples.labels[at, 0], scores[at, 0], task.samples.sequences.user_of[at])
+        if kept.over(model, value, None, config.patience):
             break
-        report(f"ranking: {epoch + 1} of {config.epochs} passes, validation GAUC {kept.values[-1]:.4f}")
+        report(f"ranking: {epoch + 1} of {config.epochs} passes, validation {measure} {value:.4f}")
     kept.restore(model, None)
     return kept.values
 

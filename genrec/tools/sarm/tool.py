@@ -22,7 +22,7 @@ from genrec.errors import GenrecError
 from genrec.tokenizer.embeddings import PACKAGED
 from genrec.tools.base import short_title
 from genrec.tools.ranking.reward import ranking_reward
-from genrec.tools.ranking.task import Rates, Task
+from genrec.tools.ranking.task import Task
 from genrec.tools.ranking.tool import Profile, load_about, load_weights, masked, read_arrays, save_model, scored
 from genrec.tools.ranking.train import Report
 from genrec.tools.sarm.anchors import Anchor
@@ -179,7 +179,11 @@ class SARM:
             self.profile,
             items=[*self.profile.items, *items],
             titles=[*self.profile.titles, *map(short_title, titles)],
-            rates=Rates(rates.prior, np.concatenate([rates.item_yes, none]), np.concatenate([rates.item_known, none])),
+            rates=replace(
+                rates,
+                item_yes=np.concatenate([rates.item_yes, none]),
+                item_known=np.concatenate([rates.item_known, none]),
+            ),
         )
         return np.arange(first, first + len(items))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from genrec.errors import GenrecError
-from genrec.evaluation.auc import gauc
+from genrec.evaluation.auc import inside_or_over
 from genrec.tools.ranking.heads import bce
 from genrec.tools.ranking.samples import TRAIN, VALIDATION
 from genrec.tools.ranking.task import Batch, Task
@@ -125,9 +125,9 @@ def train(
             fill_bank(model, bank, tokens.base, tokens.domain, np.arange(task.items))
         at = positions_of(task, VALIDATION)
         found = predict(model, task, bank, at)[:, 0]
-        value = gauc(task.samples.labels[at, 0], found, task.samples.sequences.user_of[at])
-        values.append(0.5 if math.isnan(value) else value)
-        report(f"sarm: {epoch + 1} of {config.epochs} passes, validation GAUC {values[-1]:.4f}")
+        measure, value = inside_or_over(task.samples.labels[at, 0], found, task.samples.sequences.user_of[at])
+        values.append(value)
+        report(f"sarm: {epoch + 1} of {config.epochs} passes, validation {measure} {value:.4f}")
         if int(np.argmax(values)) == epoch:
             best = copy.deepcopy(model.state_dict())
         elif epoch - int(np.argmax(values)) >= config.patience:
