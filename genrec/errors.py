@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 
 
 class GenrecError(Exception):
     """Bad input or a missing piece. The command line prints the message alone and exits with 2."""
+
+
+def check_least(settings: object, bounds: Mapping[str, float], of: str = "") -> None:
+    """Raises GenrecError for the first setting that is less than its bound, infinite or no number. of: whose they are,
+    as in "EBR's "."""
+    for name, least in bounds.items():
+        value = getattr(settings, name)
+        if not least <= value < math.inf:
+            raise GenrecError(f"{of}{name} is {value}; it must be at least {least}")
 
 
 def missing_package(package: str, extra: str) -> GenrecError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 
 LOSSES = ("sa-gcpo", "sapo", "grpo", "dapo", "gspo", "cispo", "ecpo", "gbpo")  # the keys of genrec.alignment.losses
 ROLLOUTS = ("sampled", "beam")
@@ -75,15 +75,11 @@ class AlignConfig:
             if getattr(self, name) not in choices:
                 raise GenrecError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(choices)}")
         least = {"steps": 1, "updates": 1, "requests": 1, "group": 2, "anchor_positions": 1, "evaluate_steps": 1}
-        for name, value in (least | {"patience": 0, "seed": 0, "injected": 0}).items():
-            if getattr(self, name) < value:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        check_least(self, least | dict.fromkeys(("patience", "seed", "injected"), 0))
         for name in ("temperature_positive", "temperature_negative", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise GenrecError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("policy", "anchor", "beta", "checkpoint_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        check_least(self, dict.fromkeys(("policy", "anchor", "beta", "checkpoint_seconds"), 0))
         if self.rollouts == "beam" and self.injected >= self.group:
             raise GenrecError(f"injected is {self.injected}; it must be less than group ({self.group})")
         if not 0 <= self.teaching <= 1:

@@ -42,7 +42,7 @@ from genrec.alignment.advantages import suppressed
 from genrec.alignment.losses import sa_gcpo
 from genrec.bundle import MANIFEST, Bundle
 from genrec.contracts import Instruction, UserContext
-from genrec.errors import GenrecError, missing_package
+from genrec.errors import GenrecError, check_least, missing_package
 from genrec.evaluation.intervals import bootstrap
 from genrec.evaluation.report import provenance
 from genrec.instructions import parse, quality
@@ -108,9 +108,7 @@ class AlignThinkerConfig:
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "prompts_per_step": 1, "group": 2, "rank": 1, "tokens": 8, "checkpoint_steps": 1}
-        for name, value in (least | {"held_out": 0, "later": 0, "seed": 0}).items():
-            if getattr(self, name) < value:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        check_least(self, least | {"held_out": 0, "later": 0, "seed": 0})
         if self.updates < 2:
             raise GenrecError(f"updates is {self.updates}; below 2 every ratio is 1 and the gate does nothing")
         if self.checkpoint_steps % self.updates:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 
 PACKAGED = "packaged"  # as genrec.tokenizer.embeddings has it
 PROTOCOLS = ("leave-one-out", "rolling", "chronological")  # the keys of training.fit.SPLITS
@@ -69,22 +69,14 @@ class FitConfig:
                 raise GenrecError(f"unknown {kind} {unknown[0]!r}; there are: {', '.join(known)}")
             if len(set(names)) < len(names):
                 raise GenrecError(f"a {kind} is there twice in {', '.join(names)}; name each once")
-        for names, least in ((("epochs", "layers", "positions", "max_history"), 1), (("levels", "codes"), 2)):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        least = {"epochs": 1, "layers": 1, "positions": 1, "max_history": 1, "levels": 2, "codes": 2, "recent": 1}
+        check_least(self, least | {"checkpoint_seconds": 0, "retrieved": 0, "q2i": 0})
         if self.d_model < HEADS or self.d_model % HEADS:
             raise GenrecError(f"d_model is {self.d_model}; it must be a multiple of the {HEADS} attention heads")
         if not 0 <= self.seed < MAX_SEED:
             raise GenrecError(f"seed is {self.seed}; it must be between 0 and {MAX_SEED - 1:,}")
         if not 0 < self.learning_rate < math.inf:
             raise GenrecError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if not self.checkpoint_seconds >= 0:
-            raise GenrecError(f"checkpoint_seconds is {self.checkpoint_seconds}; it must be at least 0")
-        if self.retrieved < 0 or self.recent < 1 or not 0 <= self.q2i < math.inf:
-            raise GenrecError(
-                f"retrieved is {self.retrieved}, recent {self.recent}, q2i {self.q2i}; they must be at least 0, 1 and 0"
-            )
         if self.retrieved and self.recent + self.retrieved >= self.max_history:
             raise GenrecError(
                 f"max_history is {self.max_history}: with the {self.recent} recent events and the {self.retrieved} "

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 from genrec.generator.batches import Batch, TrainingData
 from genrec.generator.igr import q2i_loss
 from genrec.generator.model import GeneratorModel
@@ -54,9 +54,7 @@ class TrainingConfig:
     teaching: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "positions", "evaluations"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_least(self, {"epochs": 1, "positions": 1, "evaluations": 1})
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ import numpy as np
 import prompts
 from genrec import __version__
 from genrec.data import Dataset, Split, load_dataset
-from genrec.errors import GenrecError, missing_package
+from genrec.errors import GenrecError, check_least, missing_package
 from genrec.evaluation.report import provenance
 from genrec.instructions.context import Chat, PromptWriter
 from genrec.instructions.targets import target, titles_of
@@ -94,9 +94,7 @@ class ThinkerConfig:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise GenrecError(f"unknown protocol {self.protocol!r}; there are: {', '.join(PROTOCOLS)}")
-        for name in ("horizon", "steps", "batch", "rank", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_least(self, dict.fromkeys(("horizon", "steps", "batch", "rank", "checkpoint_steps"), 1))
         if not 0 <= self.stop <= self.steps:
             raise GenrecError(f"stop is {self.stop}; it must be at most steps ({self.steps}), or 0 for all of them")
         if self.later < 0 or self.held_out < 0 or not self.learning_rate > 0:

@@ -285,7 +285,7 @@ def test_the_generator_and_weights_never_saw_the_test_items(
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"checkpoint_seconds": -1.0}, "checkpoint_seconds is -1.0"),
-        ({"q2i": float("nan")}, "q2i nan"),
+        ({"q2i": float("nan")}, "q2i is nan"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"teaching": 2.0}, "teaching is 2.0"),

@@ -7,10 +7,9 @@ weights of the losses and the sizes of the network are ours (docs/retrieval-tool
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 
 CHANNELS = ("itemknn", "markov", "content", "ebr", "item2vec")
 POLICIES = ("learned", "independent", "recent", "feedback", "pinnersage", "pdn")
@@ -79,18 +78,14 @@ class CAPTSConfig:
                 raise GenrecError(f"unknown {name} {value!r} of CAPTS; there are: {', '.join(of)}")
         least = {"neighbours": 1, "ebr_steps": 1, "depth": 1, "triggers": 1, "width": 4, "epochs": 0, "rows": 1}
         least |= {"patience": 1, "quota": 1, "least": 0, "most": 0, "seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise GenrecError(f"CAPTS' {name} is {getattr(self, name)}; it must be at least {low}")
+        least |= dict.fromkeys(("window", "learning_rate", "weight_decay", "calibration", "uniqueness", "eta"), 0)
+        check_least(self, least, "CAPTS' ")
         if not 0 < self.past < 1 or not 0 <= self.discount <= 1:
             raise GenrecError(f"past is {self.past}, discount {self.discount}; both are shares between 0 and 1")
         if not 0 <= self.threshold < 1:
             raise GenrecError(f"CAPTS' threshold is {self.threshold}; it must be at least 0 and less than 1")
         if self.supervision == "trigger" and (self.uniqueness or self.eta):
             raise GenrecError("CAPTS' supervision 'trigger' knows no uniqueness; set uniqueness and eta to 0")
-        for name in ("window", "learning_rate", "weight_decay", "calibration", "uniqueness", "eta"):
-            if not getattr(self, name) >= 0 or not math.isfinite(getattr(self, name)):
-                raise GenrecError(f"CAPTS' {name} is {getattr(self, name)}; it must be a number of at least 0")
         if self.least * len(self.channels) > self.quota or (self.most and self.most < self.least):
             raise GenrecError(
                 f"{len(self.channels)} channels with {self.least} to {self.most} pairs each do not fit a quota of "

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 
 CHOICES = {
     "divide": ("kmeans", "categories", "random"),
@@ -67,16 +67,11 @@ class EBRConfig:
                 raise GenrecError(f"EBR's {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         least = {"clusters": 1, "negatives": 1, "content": 0, "layers": 1, "heads": 1, "max_history": 2}
         least |= {"steps": 0, "check": 1, "rows": 1, "patience": 0, "held_out": 0, "width": 1, "seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise GenrecError(f"EBR's {name} is {getattr(self, name)}; it must be at least {low}")
+        check_least(self, least | {"learning_rate": 0, "weight_decay": 0, "alpha": 0}, "EBR's ")
         if self.width % self.heads:
             raise GenrecError(f"EBR's width is {self.width}; it must be a multiple of its {self.heads} heads")
         if not 0 <= self.dropout < 1:
             raise GenrecError(f"EBR's dropout is {self.dropout}; it must be at least 0 and less than 1")
-        for name in ("learning_rate", "weight_decay", "alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise GenrecError(f"EBR's {name} is {getattr(self, name)}; it must be a number of at least 0")
         if self.single and (self.prompt != "none" or self.negatives_from == "cluster"):
             raise GenrecError("EBR with a single vector takes prompt 'none' and negatives from catalogue or mixed")
         if not self.single and (self.negatives_from != "cluster" or self.loss != "softmax"):

@@ -22,7 +22,7 @@ import torch
 
 from genrec import io
 from genrec.contracts import UserContext
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 from genrec.tools.marm.cache import StateCache
 from genrec.tools.marm.memory import CachedStates, cache_for
 from genrec.tools.ranking.models import RankerConfig, RankerModel
@@ -46,8 +46,7 @@ class MARMConfig:
     users: int = field(default=0, metadata={"help": "users the cache holds, the longest unseen leave (0: all)"})
 
     def __post_init__(self) -> None:
-        if self.users < 0:
-            raise GenrecError(f"users is {self.users}; it must be at least 0")
+        check_least(self, {"users": 0})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 from genrec.tools.ranking.attention import Stack
 from genrec.tools.ranking.heads import MMoE
 from genrec.tools.ranking.task import Batch
@@ -46,9 +46,7 @@ class RankerConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise GenrecError(f"unknown ranker {self.kind!r}; there are: {', '.join(KINDS)}")
-        for name in ("users", "items", "tasks", "dense", "d", "n", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_least(self, dict.fromkeys(("users", "items", "tasks", "dense", "d", "n", "layers", "heads"), 1))
         if self.d % self.heads:
             raise GenrecError(f"d is {self.d}; it must be a multiple of the {self.heads} heads")
         if self.top < 0 or not 0 <= self.dropout < 1 or not 0 <= self.unknown < 1:

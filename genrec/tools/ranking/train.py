@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 from genrec.evaluation.auc import inside_or_over
 from genrec.tools.ranking.heads import bce
 from genrec.tools.ranking.models import RankerConfig, RankerModel
@@ -53,11 +53,7 @@ class TrainConfig:
     seed: int = field(default=0, metadata={"help": "of everything random"})
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "patience"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.seed < 0:
-            raise GenrecError(f"seed is {self.seed}; it must be at least 0")
+        check_least(self, {"epochs": 1, "batch": 1, "patience": 1, "seed": 0})
         if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise GenrecError(f"learning_rate {self.learning_rate} or weight_decay {self.weight_decay} is out of range")
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, check_least
 from genrec.tools.ranking.attention import Stack
 from genrec.tools.ranking.heads import MMoE
 from genrec.tools.ranking.task import Batch, item_columns
@@ -61,9 +61,7 @@ class SARMModelConfig:
     def __post_init__(self) -> None:
         if self.side not in SIDES or self.stream not in STREAMS:
             raise GenrecError(f"unknown side {self.side!r} or stream {self.stream!r}; there are: {SIDES} and {STREAMS}")
-        for name in ("users", "items", "tasks", "dense", "n", "m"):
-            if getattr(self, name) < 1:
-                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_least(self, dict.fromkeys(("users", "items", "tasks", "dense", "n", "m"), 1))
         if self.d < 2 or self.d % HEADS or self.m > self.n:
             raise GenrecError(f"d is {self.d}, m {self.m}: d must be a multiple of {HEADS}, and m at most n ({self.n})")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown < 1:

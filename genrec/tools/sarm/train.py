@@ -7,7 +7,6 @@ is kept; validation and test read the bank, as serving does. With a frozen encod
 from __future__ import annotations
 
 import copy
-import math
 import time
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.errors import GenrecError
+from genrec.errors import check_least
 from genrec.evaluation.auc import inside_or_over
 from genrec.tools.ranking.heads import bce
 from genrec.tools.ranking.samples import TRAIN, VALIDATION
@@ -38,8 +37,7 @@ class SARMTraining(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.aux < math.inf:
-            raise GenrecError(f"aux is {self.aux}; it must be at least 0")
+        check_least(self, {"aux": 0})
 
 
 @dataclass(frozen=True)
