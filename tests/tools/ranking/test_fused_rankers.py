@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_support import rated_shop
+from tests_support import rated_shop, run_script, script
 
 from genrec import Recommender
 from genrec.alignment.judges import Bench, Judge
@@ -203,6 +203,21 @@ def test_a_bundle_with_rankers_is_aligned(bundle: Path, tmp_path: Path) -> None:
     parts = Bundle.load(made.run())
     assert tuple(parts.rankers) == RANKERS and "marm" in parts.fusion("home")["fused"]
     assert any(line.startswith("judge-0: ") and "marm, fitted on the other folds" in line for line in said)
+
+
+def test_what_rankers_add_is_measured_beside_chance(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = script("measure_fused_rankers")
+    arguments = ["--bundles", str(bundle), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    assert run_script(measure, monkeypatch, *arguments) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    arms = ("none", "noise", "marm", "sarm", "both")
+    assert [row["system"] for row in report["rows"]] == [f"{s}: {a}" for s in ("home", "favourites") for a in arms]
+    assert {c["baseline"] for c in report["comparisons"]} == {"home: none", "favourites: none"}
+    assert [w["rankers"] for w in report["about"]["weights"][::2]] == list(arms)
+    monkeypatch.setattr(measure, "train_ranker", None)  # they are fitted once
+    assert run_script(measure, monkeypatch, *arguments) == 0
 
 
 def test_a_fit_without_ratings_of_two_kinds_is_refused_before_anything_is_kept(
