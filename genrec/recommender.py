@@ -120,7 +120,7 @@ class Recommender:
         instructions: per request a text or an Instruction to follow; None takes the context's query, else the
         stored instruction of the user and scenario, else the model's learned default. A text is what somebody asks
         for now: at home it makes the request a search, and tools that read queries hear it too; where its rewriting is
-        stored, the generator follows that. An Instruction was
+        stored, the generator follows both. An Instruction was
         written ahead of the request and leaves its scenario as it is. allow, deny: item identifiers. weights: of the
         parts in the fusion, in place of those chosen on validation; a part that is missing or 0 is left out. tools: in
         place of the bundle's of the same names, as `EBR.steered` and `CAPTS.steered` make them.
@@ -203,7 +203,8 @@ class Recommender:
         typed = (given or "").strip()
         if text := typed or context.query:
             if rewritten := self._first([query_key(text)]):
-                return rewritten, "rewritten"
+                both = f"{text}; {rewritten.look_for}"[:MAX_INSTRUCTION]
+                return replace(rewritten, look_for=both), "rewritten"
             return Instruction("", (), text[:MAX_INSTRUCTION]), "given" if typed else "query"
         stored = None if context.user is None else self.stored(context.user, context.scenario)
         return stored, "default" if stored is None else "stored"
