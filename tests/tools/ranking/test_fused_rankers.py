@@ -213,7 +213,7 @@ def test_what_rankers_add_is_measured_beside_chance(
     assert run_script(measure, monkeypatch, *arguments) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     arms = ("none", "noise", "marm", "sarm", "both")
-    assert [row["system"] for row in report["rows"]] == [f"{s}: {a}" for s in ("home", "favourites") for a in arms]
+    assert [row["system"] for row in report["rows"]] == [f"{s}: {a}" for a in arms for s in ("home", "favourites")]
     assert {c["baseline"] for c in report["comparisons"]} == {"home: none", "favourites: none"}
     assert [w["rankers"] for w in report["about"]["weights"][::2]] == list(arms)
     monkeypatch.setattr(measure, "train_ranker", None)  # they are fitted once
