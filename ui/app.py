@@ -84,11 +84,13 @@ def serve(
 ) -> gr.Blocks:
     """Starts the page's server; with wait False it returns while the server runs (`close()` ends it).
 
-    The first list is made before the server starts, so that nobody waits for the model, and what is wrong with a
-    bundle is said here.
+    A first search is made before the server starts, so that nobody waits for the model or the text encoder, and what
+    is wrong with a bundle is said here.
     """
     page, users = build(recommender, rankers), recommender.bundle.dataset.sequences.users
-    recommender.recommend(recommender.context(user=users[0]) if users else recommender.context(history=[]), k=1)
+    words = "" if recommender.bundle.config["embeddings"] else "anything"  # a bundle of own embeddings reads no text
+    context = recommender.context(users[0] if users else None, None if users else [], query=words)
+    recommender.recommend(context, k=1)
     try:
         page.launch(
             server_name=host,

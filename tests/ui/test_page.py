@@ -58,8 +58,12 @@ def hostile_copy(bundle: Path, folder: Path) -> Path:
     return folder
 
 
+READ: list[str] = []  # what the text encoder was given
+
+
 def read_text(texts: list[str]) -> np.ndarray:
     """In place of a text encoder, which own item embeddings lack: a fixed direction per text, [len(texts), 16]."""
+    READ.extend(texts)
     return np.stack([np.random.default_rng(zlib.crc32(t.encode())).normal(size=16) for t in texts]).astype(np.float32)
 
 
@@ -96,6 +100,7 @@ def site(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     recommender = Recommender.load(hostile_copy(tiny_bundle, tmp_path_factory.mktemp("page") / "bundle"))
     recommender.bundle.config["embeddings"] = ""  # as if the shop had been embedded from text
     recommender.bundle.__dict__["embedder"] = read_text
+    READ.clear()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,6 +109,7 @@ def site(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert main([*fit, "--epochs", "1", "--d", "8", "--events", "6", "--layers", "2"]) == 0
     tools = [Ranker.open(ranker / "marm", recommender.bundle.dataset.catalog)]
     app = serve(recommender, "127.0.0.1", port, wait=False, rankers=tools)
+    assert READ, "the first visitor who searches must not wait for the text encoder to load"
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         yield Site(f"http://127.0.0.1:{port}/", recommender, browser)
