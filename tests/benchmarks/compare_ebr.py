@@ -4,15 +4,20 @@
     python tests/benchmarks/compare_ebr.py table --data amazon14:FOLDER --work ebr-arms --out ebr-beauty
 
 `fit` trains every arm of every seed and ranks the test requests once; a killed run goes on with the same command, an
-arm at its checkpoint. All arms see the same input (identifiers and words), have the same width, batch and steps, and
-as many negatives per position, except SASRec's own loss with one. Everything is chosen on validation requests: the
-weights by Recall@100 of the ranking by probability, measured every `check` steps to the end; then, for lists by quota,
-alpha by their Recall@100. With 512 negatives the softmax is nearly whole: `--negatives 16` shows what kind they should
-be. Rows of the table:
+arm at its checkpoint. All arms see the same input (identifiers and words), have the same width and steps, and as many
+negatives per position, except SASRec's own loss with one. Everything is chosen on validation requests: the weights by
+Recall@100 of the ranking by probability, measured every `check` steps to the end; then, for lists by quota, alpha by
+their Recall@100. With 512 negatives the softmax is nearly whole: `--negatives 16` shows what kind they should be.
 
-- SASRec, 1 negative: one vector, binary cross-entropy. SASRec, softmax: one vector, sampled softmax, matched negatives.
-- SASRec, hard: half of the negatives are from the target's cluster. SASRec, quota merge: the softmax arm's vector, its
-  list filled by the clusters' shares.
+A step has as many sequences in every arm, which is what costs time. But a sequence with a prompt learns only the
+positions in its cluster (on Amazon Beauty a step has a quarter of them, and the same steps a quarter of the epochs).
+Arms called `few` have batches so small that they learn as many positions a step, and as many epochs, as the Hadamard
+arm; so has the one with random clusters. A prompt is worth what Hadamard has over both kinds. Rows of the table:
+
+- SASRec, 1 negative: one vector, binary cross-entropy. SASRec, softmax: one vector, sampled softmax, as many negatives
+  per position; SASRec, all clusters' negatives: as many in a step as all clusters have together.
+- SASRec, hard: half of the negatives are from the target's cluster (not tuned; that cluster then counts twice).
+  SASRec, quota merge: the softmax arm's vector, its list filled by the clusters' shares.
 - EBR, no prompt / prefix / Hadamard: lists by quota merge, M_k = M p_k^alpha / sum p^alpha. "by probability": the same
   fit, no quotas: under the model's own probabilities no list of M has a higher expected recall, so a quota can win only
   where the model is wrong. It buys control, not recall.
@@ -28,7 +33,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,7 +46,7 @@ from command import run_command
 from kept import check, claim, differing, fingerprint
 
 from genrec.contracts import UserContext
-from genrec.data import EvalSet, load_dataset
+from genrec.data import Catalog, EvalSet, Sequences, load_dataset
 from genrec.errors import GenrecError
 from genrec.evaluation import metrics
 from genrec.evaluation.intervals import bootstrap, paired
@@ -52,6 +57,7 @@ from genrec.tools.ebr import EBR, EBRConfig
 from genrec.tools.ebr.clusters import Clusters, divide
 from genrec.tools.ebr.merge import apportion, sharpened
 from genrec.tools.ebr.tool import by_length
+from genrec.tools.ebr.train import Batches
 from genrec.tools.ebr.vectors import ItemVectors
 from training.fit import SPLITS
 
@@ -59,29 +65,43 @@ ONE = {"single": True, "prompt": "none"}
 ARMS: dict[str, dict[str, Any]] = {
     "bce": ONE | {"negatives_from": "catalogue", "loss": "bce"},
     "softmax": ONE | {"negatives_from": "catalogue"},
+    "softmax-few": ONE | {"negatives_from": "catalogue"},
+    "softmax-many": ONE | {"negatives_from": "catalogue"},
     "hard": ONE | {"negatives_from": "mixed"},
     "none": {"prompt": "none"},
+    "none-few": {"prompt": "none"},
     "prefix": {"prompt": "prefix"},
     "hadamard": {"prompt": "hadamard"},
     "random": {"prompt": "hadamard", "divide": "random"},
 }
+LIKE_HADAMARD = ("softmax-few", "none-few", "random")  # as many learned positions a step as the Hadamard arm
+MANY = "softmax-many"  # as many negatives in a step as all clusters have together
 OURS, FREE, MATCHED = "EBR, Hadamard", "EBR, Hadamard, by probability", "SASRec, softmax"
 SYSTEMS = {  # row of the table -> (arm, how its list is made)
     "SASRec, 1 negative": ("bce", "global"),
     MATCHED: ("softmax", "global"),
+    "SASRec, softmax, few": ("softmax-few", "global"),
+    "SASRec, all clusters' negatives": (MANY, "global"),
     "SASRec, hard": ("hard", "global"),
     "SASRec, quota merge": ("softmax", "quota"),
     "EBR, no prompt": ("none", "quota"),
     "EBR, no prompt, by probability": ("none", "global"),
+    "EBR, no prompt, few": ("none-few", "quota"),
+    "EBR, no prompt, few, by probability": ("none-few", "global"),
     "EBR, prefix": ("prefix", "quota"),
+    "EBR, prefix, by probability": ("prefix", "global"),
     OURS: ("hadamard", "quota"),
     FREE: ("hadamard", "global"),
     "EBR, random clusters": ("random", "quota"),
+    "EBR, random clusters, by probability": ("random", "global"),
     "EBR, oracle intent": ("hadamard", "oracle"),
 }
-COMPARED = [(OURS, other) for other in (MATCHED, FREE, "EBR, no prompt", "EBR, prefix", "EBR, random clusters")]
-COMPARED += [(name, MATCHED) for name in (FREE, "EBR, no prompt", "EBR, no prompt, by probability")]
-COMPARED += [("SASRec, quota merge", MATCHED), (MATCHED, "SASRec, 1 negative")]
+SINGLE = (MATCHED, "SASRec, softmax, few", "SASRec, all clusters' negatives")
+QUOTA = ("EBR, no prompt", "EBR, no prompt, few", "EBR, prefix", "EBR, random clusters")
+COMPARED = [(OURS, other) for other in (*SINGLE, FREE, *QUOTA)]
+COMPARED += [(FREE, other) for other in (*SINGLE, *(f"{name}, by probability" for name in QUOTA))]
+COMPARED += [(name, MATCHED) for name in ("EBR, no prompt", "EBR, no prompt, by probability", "SASRec, quota merge")]
+COMPARED += [(MATCHED, "SASRec, 1 negative")]
 CUTS = (20, 100, 500)
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 CURVE, LIST = 1000, 100  # requests and list length of the alpha curve
@@ -205,6 +225,11 @@ def config_of(arm: str, seed: int, args: argparse.Namespace) -> EBRConfig:
         raise GenrecError(f"--settings {args.settings}: {error}") from None
 
 
+def epoch_of(config: EBRConfig, train: Sequences, catalog: Catalog, vectors: ItemVectors) -> int:
+    """Training sequences of an epoch, those with a prompt and those without; together they learn each position once."""
+    return len(Batches(train, divide(train, catalog, config, vectors), config).rows_of(0))
+
+
 def fit(args: argparse.Namespace) -> None:
     dataset = load_dataset(args.data)
     split = SPLITS[args.protocol](dataset)
@@ -217,6 +242,12 @@ def fit(args: argparse.Namespace) -> None:
             if claim(folder, about | {"settings": asdict(config)}):
                 print(f"{folder.name}: done before", flush=True)
                 continue
+            epoch = epoch_of(config, split.train, dataset.catalog, vectors)
+            if arm in LIKE_HADAMARD:
+                its = epoch_of(config_of("hadamard", seed, args), split.train, dataset.catalog, vectors)
+                config = replace(config, rows=max(1, round(config.rows * epoch / its)))
+            if arm == MANY:
+                config = replace(config, negatives=config.negatives * config.clusters)
             ebr = EBR(config)
             ebr.work, ebr.vectors = folder / "work", vectors
             ebr.say = lambda line, name=folder.name: print(f"{name}: {line}", flush=True)  # type: ignore[misc]
@@ -224,6 +255,7 @@ def fit(args: argparse.Namespace) -> None:
             clock = time.process_time()
             ebr.fit(split.train, dataset.catalog)
             done: dict[str, Any] = {"cpu_seconds": time.process_time() - clock, "learned": asdict(ebr.learned)}
+            done |= {"rows": config.rows, "epochs": ebr.learned.steps * config.rows / epoch}
             ebr.save(folder / "tool")
             done["alpha"], done["recall_of_alphas"] = choose_alpha(ebr, chosen)
             common = divide(split.train, dataset.catalog, EBRConfig(clusters=config.clusters, seed=seed), vectors)
@@ -286,6 +318,8 @@ def table(args: argparse.Namespace) -> None:
             "settings": ARMS[arm],
             "alpha": [f["alpha"] for f in found],
             "steps": [f["learned"]["steps"] for f in found],
+            "rows": [f["rows"] for f in found],
+            "epochs": [round(f["epochs"], 1) for f in found],
             "best_step": [f["learned"]["best_step"] for f in found],
             "validation": [f["learned"]["best"] for f in found],
             "cpu_seconds": [round(f["cpu_seconds"], 1) for f in found],
@@ -293,7 +327,15 @@ def table(args: argparse.Namespace) -> None:
         }
         for arm, found in costs.items()
     }
-    about["verdicts"] = verdicts([p for p in pairs if p.slice == "all"], rows)
+    per_seed = {
+        name: {m: [float(v.mean()) for v in np.split(x, len(args.seeds))] for m, x in found.items()}
+        for name, found in values.items()
+    }
+    about["per_seed"] = {
+        name: {m: [round(v, 5) for v in found[m]] for m in ("NDCG@10", f"Recall@{LIST}")}
+        for name, found in per_seed.items()
+    }
+    about["verdicts"] = verdicts([p for p in pairs if p.slice == "all"], rows, per_seed)
     curves = [f["curve"] for f in costs.get("hadamard", [])]
     if curves:
         about["alpha"] = [mean_of([c[i] for c in curves]) for i in range(len(ALPHAS))]
@@ -323,14 +365,19 @@ def mean_of(points: list[dict[str, float]]) -> dict[str, float]:
     return {key: round(float(np.mean([p[key] for p in points])), 5) for key in points[0]}
 
 
-def verdicts(pairs: list[Comparison], rows: list[Row]) -> dict[str, str]:
-    """The targets of the issue, in words."""
+def verdicts(pairs: list[Comparison], rows: list[Row], per_seed: dict[str, dict[str, list[float]]]) -> dict[str, str]:
+    """The targets of the issue, in words. The intervals are those of users; a difference counts where every seed has
+    it too."""
     out = {}
     for pair in pairs:
-        if (pair.system, pair.baseline) in ((OURS, MATCHED), (FREE, MATCHED), (OURS, FREE)):
+        if pair.system in (OURS, FREE) and pair.baseline not in (OURS, *QUOTA[2:]):
             for metric in ("Recall@100", "in cluster @10"):
                 i = pair.differences[metric]
+                mine, theirs = (per_seed[n][metric] for n in (pair.system, pair.baseline))
+                signs = {float(np.sign(a - b)) for a, b in zip(mine, theirs, strict=True)}
                 word = "above" if i.low > 0 else "below" if i.high < 0 else "not told apart"
+                if len(signs) > 1 and word != "not told apart":
+                    word += ", but not in every seed"
                 out[f"{pair.system} - {pair.baseline}, {metric}"] = (
                     f"{i.mean:+.4f} [{i.low:+.4f}, {i.high:+.4f}], {word}"
                 )

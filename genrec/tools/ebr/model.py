@@ -57,7 +57,11 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(config.max_history + 1, d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
-        self.prompts = None if config.prompt == "none" else nn.Parameter(torch.zeros(clusters, d))  # from the identity
+        self.prompts = None
+        if config.prompt == "hadamard":
+            self.prompts = nn.Parameter(torch.zeros(clusters, d))  # from the identity
+        elif config.prompt == "prefix":  # no prompt is a token of its own: a norm of zeros has no useful gradient
+            self.prompts = nn.Parameter(torch.empty(clusters + 1, d).normal_(std=0.02))
         self.intent = None if config.single else nn.Linear(d, clusters)
         for table in (self.items, self.positions):
             nn.init.normal_(table.weight, std=0.02)
@@ -69,9 +73,11 @@ class Encoder(nn.Module):
         return found if self.words is None else found + self.words(self.content[rows])
 
     def prompt(self, clusters: Tensor) -> Tensor:
-        """What sets these clusters [B] apart from no prompt, [B, 1, d]; zero for none."""
+        """The prompt of each of these clusters [B], [B, 1, d]; as a Hadamard product it is what sets it apart from no
+        prompt, which is zero."""
         assert self.prompts is not None
-        return F.pad(self.prompts, (0, 0, 0, 1))[clusters].unsqueeze(1)
+        table = F.pad(self.prompts, (0, 0, 0, 1)) if self.config.prompt == "hadamard" else self.prompts
+        return table[clusters].unsqueeze(1)
 
     def forward(self, rows: Tensor, prompts: Tensor) -> Tensor:
         """User vectors after every event, [B, T, d]. rows: [B, T] catalogue rows, padded at the end with any; prompts:

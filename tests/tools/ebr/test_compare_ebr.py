@@ -73,6 +73,7 @@ def test_a_killed_comparison_goes_on_to_its_table(
     assert about["arms"]["hadamard"]["ms_per_step"][0] > 0 and about["settings"]["negatives"] == 6
     assert (out / "alpha.png").is_file() and len(about["alpha"]) == len(compare.ALPHAS)
     assert any("EBR, Hadamard - SASRec, softmax, Recall@" in name for name in about["verdicts"])
+    assert {len(x["NDCG@10"]) for x in about["per_seed"].values()} == {1}
 
     capsys.readouterr()
     assert fit(compare, monkeypatch, work, "--negatives", 3) == 2
@@ -116,3 +117,33 @@ def test_quota_ranks_are_places_in_the_lists_that_the_tool_gives(compare: Any) -
     assert max(recalls) == pytest.approx(np.isfinite(ranks).mean())
     ranked = compare.measure(tool, split.validation, tool.clusters, alpha)["global"]
     assert compare.recall(tool, split.validation) == pytest.approx((ranked < 5).mean())
+
+
+def test_arms_that_learn_as_many_positions_a_step_as_prompts_do(
+    compare: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A prompt splits a sequence into several rows, so equal rows are not equal positions."""
+    work, arms = tmp_path / "arms", ("softmax", "softmax-few", "softmax-many", "hadamard", "none-few", "random")
+    shared = ("--data", "world", "--work", work, "--seeds", 0, "--settings", SETTINGS)
+    assert run(compare, monkeypatch, "fit", *shared, "--arms", *arms) == 0
+    done = {arm: read_json(work / f"{arm}.0" / "done.json") for arm in arms}
+    assert done["softmax-few"]["rows"] == done["none-few"]["rows"] < done["softmax"]["rows"] == done["hadamard"]["rows"]
+    for arm in ("softmax-few", "none-few", "random"):
+        assert done[arm]["epochs"] == pytest.approx(done["hadamard"]["epochs"], rel=0.2)
+    assert done["softmax"]["epochs"] > 1.5 * done["hadamard"]["epochs"]
+    saved = read_json(work / "softmax-many.0" / "tool" / "tool.json")
+    assert saved["config"]["negatives"] == 6 * saved["config"]["clusters"]
+    table = ("table", "--data", "world", "--work", work, "--seeds", 0, "--out", tmp_path / "out")
+    assert run(compare, monkeypatch, *table) == 0
+
+
+def test_a_verdict_says_when_the_seeds_do_not_agree(compare: Any) -> None:
+    interval = compare.bootstrap(np.full((50, 1), 0.1), np.arange(50))[0]
+    pair = compare.Comparison(
+        compare.OURS, compare.MATCHED, "all", 50, {"Recall@100": interval, "in cluster @10": interval}
+    )
+    seeds = {compare.OURS: {"Recall@100": [0.3, 0.1], "in cluster @10": [0.3, 0.3]}}
+    seeds[compare.MATCHED] = {"Recall@100": [0.1, 0.2], "in cluster @10": [0.1, 0.2]}
+    said = compare.verdicts([pair], [], seeds)
+    assert said[f"{compare.OURS} - {compare.MATCHED}, Recall@100"].endswith("above, but not in every seed")
+    assert said[f"{compare.OURS} - {compare.MATCHED}, in cluster @10"].endswith("above")
