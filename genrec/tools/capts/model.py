@@ -77,6 +77,7 @@ def catr_loss(
 ) -> Tensor:
     """BCE(value) + calibration x sum over channels of squared gaps in bins + uniqueness x BCE(q) + BCE(trigger head).
     The gaps teach the calibrators alone: what else they could teach, the last layer of a value head learns anyway.
+    q is learned where a pair brings something (ours): over all pairs it would be as rare as that, and route nothing.
 
     label, unique: float [B, n, C]; there: bool [B, n, C], pairs that have a list.
     """
@@ -87,8 +88,9 @@ def catr_loss(
     if calibration:
         channel = torch.arange(label.shape[2]).expand_as(label)[there]
         loss = loss + calibration * calibration_gap(torch.sigmoid(out.calibrated[there]), wanted, channel)
-    if uniqueness:
-        loss = loss + uniqueness * F.binary_cross_entropy_with_logits(out.uniqueness[there], unique[there])
+    hit = there & (label > 0)
+    if uniqueness and hit.any():
+        loss = loss + uniqueness * F.binary_cross_entropy_with_logits(out.uniqueness[hit], unique[hit])
     some = there.any(-1)
     return loss + F.binary_cross_entropy_with_logits(out.trigger[some], label.amax(-1)[some])
 

@@ -212,7 +212,7 @@ def on_trigger(triggers: Triggers) -> tuple[np.ndarray, np.ndarray]:
     graded_user = ((np.abs(triggers.about[..., 2] - 1) > 1e-6) & there).any(axis=1, keepdims=True)
     gap = triggers.about[..., 1]
     went_on = np.zeros(there.shape, bool)
-    went_on[:, 1:] = np.abs(np.expm1(gap[:, 1:]) - np.expm1(gap[:, :-1])) < 1
+    went_on[:, 1:] = np.abs(np.expm1(gap[:, 1:]) - np.expm1(gap[:, :-1])) < 0.99  # float32 keeps days to .001
     known = np.ones(there.shape, bool)
     known[:, 0] = graded_user[:, 0]
     return np.where(graded_user, triggers.about[..., 2] > 1, went_on) & there & known, there & known

@@ -13,6 +13,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from genrec.errors import GenrecError
 
+SECONDS = 5.0  # that the exact solution of one request may take
+
 
 def overlaps(lists: np.ndarray) -> np.ndarray:
     """float32 [P, P]: the share of pair q's list that pair p's list holds too, symmetric: |p & q| / the longer one.
@@ -79,13 +81,15 @@ def route(
 
 
 def independent(score: np.ndarray, lists: np.ndarray, quota: int) -> list[tuple[int, int]]:
-    """The control: each of the C channels with any list takes its own best quota / C triggers (the first channels one
-    more), blind to the others; what a channel cannot take is lost."""
-    able = np.flatnonzero((lists[:, :, 0] >= 0).any(axis=0))
+    """The control: each of the C channels with any list takes its own best quota / C triggers (those with the best pair
+    one more), blind to the others; what a channel cannot take is lost."""
+    there = lists[:, :, 0] >= 0
+    able = np.flatnonzero(there.any(axis=0))
+    able = able[np.argsort(-np.where(there, score, -np.inf).max(axis=0)[able], kind="stable")]
     c, taken = len(able), []
     for i, channel in enumerate(able.tolist()):
-        there = np.flatnonzero(lists[:, channel, 0] >= 0)
-        best = there[np.argsort(-score[there, channel], kind="stable")]
+        mine = np.flatnonzero(there[:, channel])
+        best = mine[np.argsort(-score[mine, channel], kind="stable")]
         taken += [(int(h), channel) for h in best[: quota // c + (i < quota % c)]]
     return sorted(taken, key=lambda pair: -float(score[pair]))
 
@@ -100,7 +104,8 @@ def total(score: np.ndarray, overlap: np.ndarray, chosen: list[int], discount: f
 def best_set(
     score: np.ndarray, lists: np.ndarray, quota: int, discount: float = 1.0, least: int = 0, most: int = 0
 ) -> list[tuple[int, int]]:
-    """The set of pairs with the highest `total`, exactly, by integer programming: for some 60 pairs and less."""
+    """The set of pairs with the highest `total`, exactly, by integer programming: for some 60 pairs and less. Raises
+    GenrecError where SECONDS do not suffice."""
     n, c, depth = lists.shape
     flat, overlap = score.ravel().astype(np.float64), overlaps(lists.reshape(n * c, depth))
     there = (lists[:, :, 0] >= 0).ravel()
@@ -119,7 +124,10 @@ def best_set(
         both = sparse.csr_matrix((data, (np.tile(at, 3), column)), shape=(pairs, p + pairs))
         rows.append(LinearConstraint(both, -np.inf, 1))
     upper = np.concatenate([there.astype(float), np.ones(pairs)])
-    solved = milp(cost, integrality=np.r_[np.ones(p), np.zeros(pairs)], bounds=Bounds(0, upper), constraints=rows)
+    whole, limit = np.r_[np.ones(p), np.zeros(pairs)], {"time_limit": SECONDS}
+    solved = milp(cost, integrality=whole, bounds=Bounds(0, upper), constraints=rows, options=limit)
+    if solved.status:
+        raise GenrecError(f"no best set of {p} pairs was found in {SECONDS:g} seconds: take fewer triggers")
     chosen = np.flatnonzero(solved.x[:p] > 0.5)
     return [(int(x) // c, int(x) % c) for x in chosen[np.argsort(-flat[chosen], kind="stable")]]
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 WORDS = 64  # dimensions of the items' content vectors
 MOST = 20_000  # requests of the replay
-WATCHED = 500  # of them at most, of users that are not learned from, that decide when to stop
+WATCHED = 1000  # of them at most, of users that are not learned from, that decide when to stop
 CUT = 50  # K of the union recall that decides
 ROUTING = ("policy", "quota", "discount", "eta", "least", "most")  # settings that a request may change
 
@@ -106,10 +106,13 @@ class CAPTS(Tool):
         aside = rng.permutation(users)[: len(users) // 10]
         watched = np.flatnonzero(np.isin(replay.users, aside))
         learned = np.flatnonzero(~np.isin(replay.users, aside))
-        watched = np.sort(rng.permutation(watched)[:WATCHED])
         if not len(learned) or not config.epochs:
             return
         triggers = triggers_of(replay.contexts, config)
+        pairs = (triggers.rows[watched] >= 0).sum(axis=1) * len(config.channels)
+        if (pairs > config.quota).any():  # elsewhere all pairs are asked, whatever they are worth
+            watched = watched[pairs > config.quota]
+        watched = np.sort(rng.permutation(watched)[:WATCHED])
         label, unique, there = self.labels(replay, triggers, channels)
         by_length = learned[np.argsort((triggers.rows[learned] >= 0).sum(axis=1), kind="stable")]
         batches = np.array_split(by_length, -(-len(by_length) // config.rows))

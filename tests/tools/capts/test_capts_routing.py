@@ -105,6 +105,9 @@ def test_independent_channels_are_blind_to_one_another() -> None:
     lists = np.array([[[1, 2], [1, 2]], [[3, 4], [5, 6]]])
     score = np.array([[0.9, 0.8], [0.3, 0.5]])
     assert independent(score, lists, 2) == [(0, 0), (0, 1)]
+    assert sum(channel == 1 for _, channel in independent(score[:, ::-1].copy(), lists[:, ::-1].copy(), 3)) == 2, (
+        "the channel with the best pair takes what is over, wherever it stands"
+    )
     assert sorted(independent(score, lists, 3)) == [(0, 0), (0, 1), (1, 0)]
     lists[:, 1] = -1  # an empty channel has no part of the quota
     assert independent(score, lists, 2) == independent(score, lists, 4) == [(0, 0), (1, 0)]

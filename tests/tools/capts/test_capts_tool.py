@@ -193,7 +193,12 @@ def test_the_loss_of_well_calibrated_values_is_lower() -> None:
     none = torch.zeros(1, 2, 3)
     assert catr_loss(out, none, none, none > 0, 0.1, 0.1).item() == 0.0
     parts = [catr_loss(out, none, none, none == 0, *weights) for weights in ((0.0, 0.0), (0.1, 0.0), (0.1, 0.1))]
-    assert parts[0] < parts[1] < parts[2]
+    assert parts[0] < parts[1]
+    assert parts[1] == parts[2], "nothing is learned of the uniqueness of pairs that bring nothing"
+    one = none.clone()
+    one[0, 0, 1] = 1.0
+    less, more = (catr_loss(out, one, one, none == 0, 0.1, weight) for weight in (0.0, 0.1))
+    assert less < more
 
 
 def test_calibration_teaches_the_calibrators_alone() -> None:

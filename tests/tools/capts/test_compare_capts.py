@@ -51,12 +51,18 @@ def test_from_fit_to_table(
     assert run(compare, monkeypatch, *fit, json.dumps(CHEAP | {"depth": 2})) == 2
     assert "was made with other depth; take another --work" in capsys.readouterr().err
 
-    found = {name: np.load(work / "capts.0" / f"{name}.npy") for name in (*compare.POLICIES, compare.ORACLE)}
-    for name in compare.POLICIES:  # an upper bound, for every request and list
+    found = {name: np.load(work / "capts.0" / f"{name}.npy") for name in compare.ARMS}
+    names = compare.columns(CHEAP["channels"])
+    fetched, wasted = names.index("fetched@6"), names.index("wasted@10")
+    for name in compare.ARMS:  # an upper bound, for every request and list
         assert (found[name][:, :3] <= found[compare.ORACLE][:, :3] + 1e-9).all()
+        assert found[name].shape[1] == len(names)
+        assert (found[name][:, fetched : fetched + 3] <= compare.CUTS).all()
+        assert ((found[name][:, wasted] >= 0) & (found[name][:, wasted] < 1)).all()
     assert run(compare, monkeypatch, "table", *shared, "--out", out) == 0
     about = read_json(out / "report.json")["about"]
-    assert len(about["verdicts"]["overlap, ours - best rule"]) == 3 and about["settings"]["window"] == 11
+    assert len(about["verdicts"]["overlap, ours - independent"]) == 3 and about["settings"]["window"] == 11
+    assert {len(seeds) for seeds in about["per_seed"].values()} == {1}
     assert about["greed"][0]["requests"] and 0 < about["greed"][0]["greedy / exact, mean"] <= 1 + 1e-6
     assert (out / "calibration.png").is_file() and "oracle, test" in about["costs"][0]
 
@@ -124,3 +130,20 @@ def test_ratings_are_the_feedback_where_weights_are_all_alike(compare: Any) -> N
     assert np.unique(compare.load("world").sequences.weights) == pytest.approx([1 / 3, 5 / 3])
     compare.data = WORLD
     assert (compare.load("world").sequences.weights == 1).all()
+
+
+def test_the_mean_label_asks_by_place_and_channel_alone(compare: Any) -> None:
+    tool = fitted(compare, WORLD)
+    train = compare.train_of(WORLD)
+    replay = look_ahead(train, float(np.quantile(train.times, tool.config.past, method="higher")), tool.config)
+    triggers = triggers_of(replay.contexts, tool.config)
+    label, _, there = tool.labels(replay, triggers, tool.kept["past"])
+    assert tool.rates[0] == pytest.approx((label & there)[:, 0].sum(axis=0) / there[:, 0].sum(axis=0))
+    rates = tool.rates
+    tool.labels(replay, triggers, tool.kept["all"])  # of other tables, as the test's are: nothing is learned of them
+    assert tool.rates is rates
+    prior = compare.Prior.of(tool)
+    prior.rates = np.zeros_like(rates)
+    prior.rates[1, 2] = 1.0
+    _, _, found = prior.route([c for c in replay.contexts if len(set(c.history)) > 2][:5])
+    assert all(one.pairs[0] == (1, 2) for one in found)
