@@ -11,12 +11,14 @@ same of the anchor, which SARM reads), `base` (the encoder over the base tokeniz
 `domain`, `gate` (both token streams), `target` (+ cross-attention), `aux` (+ auxiliary loss), `full` (+ user side:
 SARM). Controls: `full-shuffled` (every item has another's anchor, in training and test alike: words still act as
 identifiers, so what the text is worth is full minus this, paired), `full-frozen` (the encoder is not trained),
-`learned` (the same ranker with learned vectors in the place of the bank's).
+`learned` (the same ranker with learned vectors in the place of the bank's, without auxiliary loss). What training the
+text with the ranker is worth is gate minus text-anchor, which read the same words into the same place.
 
 Cold: a fifth of the items is held out, another one for each seed: none of their exposures is trained on, their
-identifiers are unknown to every model, and only their test exposures are ranked. The table pools the seeds: an AUC
-inside a user is taken in each fold apart, as each has its own model. `tfidf` is the
-likeness of an item's text to the texts that the user liked less those that they did not.
+identifiers are unknown to every model, the tokenizers have not seen their texts, and only their test exposures are
+ranked. The table pools the seeds: an AUC inside a user is taken in each fold apart, as each has its own model, and an
+AUC over all is left out. `tfidf` is the likeness of an item's text to the texts that the user liked less those that
+they did not.
 """
 
 from __future__ import annotations
@@ -86,11 +88,12 @@ PAIRS = (
     ("tags", "ids"), ("sids", "ids"), ("text", "ids"), ("base", "ids"), ("domain", "ids"), ("gate", "base"),
     ("target", "gate"), ("aux", "target"), ("full", "aux"), ("full", "ids"), ("full-shuffled", "ids"),
     ("full", "full-shuffled"), ("full", "full-frozen"), ("full", "learned"), ("full", "tags"), ("full", "text"),
+    ("gate", "text-anchor"), ("gate", "text"),
 )  # fmt: skip
-COLD_ARMS = ("ids", "tags", "text", "text-anchor", "tfidf", "full", "full-shuffled")
+COLD_ARMS = ("ids", "tags", "text", "text-anchor", "tfidf", "gate", "full", "full-shuffled")
 COLD_PAIRS = (
     ("full", "ids"), ("full", "tags"), ("full", "tfidf"), ("full", "text"), ("full", "text-anchor"),
-    ("full", "full-shuffled"),
+    ("full", "full-shuffled"), ("gate", "text-anchor"),
 )  # fmt: skip
 
 
@@ -138,7 +141,8 @@ def job(
     side = options.get("side", "anchor")
     texts = [a.text for a in (shuffled(anchors, config.seed) if arm.endswith("shuffled") else anchors)]
     features = features_of(arm, catalog, texts)
-    streams = TokenStreams.fit(texts)
+    held = cold_items(task, config.seed) if cold else np.zeros(task.items, bool)
+    streams = TokenStreams.fit([text for text, out in zip(texts, held, strict=True) if not out])
     tokens, (base, domain) = streams.encode(texts), streams.sizes
     width = 0 if features is None else CODES if side == "sids" else features.shape[1]
     torch.manual_seed(config.seed)
@@ -151,7 +155,6 @@ def job(
     model = SARMModel(sizes, features)
     if side == "anchor":
         warm_start(model.encoder, streams)
-    held = cold_items(task, config.seed) if cold else np.zeros(task.items, bool)
     trained = train(model, task, tokens, config, np.where(held, task.items, np.arange(task.items)))
     passes = len(trained.values)
     about = {

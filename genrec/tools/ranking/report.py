@@ -55,7 +55,8 @@ class Part:
 @dataclass(frozen=True)
 class Scored:
     """Scores [R, B, T] of R runs of one system on exposures [B] of a task. edges: of the exposure buckets (none: no
-    buckets); groups: int [B], see `Part`; None: the users."""
+    buckets); groups: int [B], see `Part`; None: the users. With groups, whose scores may come from several models, an
+    AUC across them has no meaning and is left out."""
 
     task: Task
     positions: np.ndarray
@@ -89,13 +90,13 @@ class Scored:
         each a mean with its interval, a GAUC with the users and samples behind it."""
         return {
             name: {
-                "auc": plain(whole.draws.interval()) if len(whole.labels) else None,
+                "auc": plain(whole.draws.interval()) if len(whole.labels) and self.groups is None else None,
                 "gauc": plain(whole.gauc) | whole.sizes,
                 "by run": {
-                    "auc": [_rounded(measures.auc(whole.labels, s)) for s in whole.scores],
+                    "auc": [_rounded(measures.auc(whole.labels, s)) for s in whole.scores if self.groups is None],
                     "gauc": [_rounded(measures.gauc(whole.labels, s, whole.groups)) for s in whole.scores],
                 },
-                "auc by exposure": {k: plain(p.draws.interval()) for k, p in slices.items()},
+                "auc by exposure": {k: plain(p.draws.interval()) for k, p in slices.items() if self.groups is None},
                 "gauc by exposure": {k: plain(p.gauc) | p.sizes for k, p in slices.items()},
             }
             for name, (whole, slices) in self.parts.items()
@@ -103,14 +104,23 @@ class Scored:
 
     def compared(self, other: Scored) -> dict[str, Any]:
         """label -> differences to another system on the same exposures, paired over the same users, each with
-        `detectable`: the smallest true difference that this comparison finds in 80 % of cases."""
+        `detectable`: the smallest true difference that this comparison finds in 80 % of cases. The intervals are those
+        of users; what training adds by chance shows in "by run", the GAUC's difference in each run."""
         out: dict[str, Any] = {}
         for name, (a, mine) in self.parts.items():
             b, others = other.parts[name]
             out[name] = {
-                "auc": plain((a.draws - b.draws).interval(), True),
+                "auc": plain((a.draws - b.draws).interval(), True) if self.groups is None else None,
                 "gauc": plain(a.gauc_less(b), True),
-                "auc by exposure": {k: plain((p.draws - others[k].draws).interval(), True) for k, p in mine.items()},
+                "by run": [
+                    _rounded(measures.gauc(a.labels, x, a.groups) - measures.gauc(b.labels, y, b.groups))
+                    for x, y in zip(a.scores, b.scores, strict=True)
+                ],
+                "auc by exposure": {
+                    k: plain((p.draws - others[k].draws).interval(), True)
+                    for k, p in mine.items()
+                    if self.groups is None
+                },
                 "gauc by exposure": {k: plain(p.gauc_less(others[k]), True) for k, p in mine.items()},
             }
         return out
@@ -128,7 +138,7 @@ def plain(interval: Interval, difference: bool = False) -> dict[str, float | Non
 
 def markdown(results: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, Any]]) -> str:
     """results: system -> `Scored.measured`; differences: "a - b" -> `Scored.compared`. In a difference ± stands before
-    the smallest one that would have been found."""
+    the smallest one that would have been found. One that does not have its sign in every run is chance."""
     out = [
         "| system | label | AUC | GAUC | GAUC of each run | AUC by training events of the item | GAUC by the same |",
         "|---|---|---|---|---|---|---|",
@@ -139,12 +149,14 @@ def markdown(results: Mapping[str, Mapping[str, Any]], differences: Mapping[str,
             rest = " | ".join(_buckets(found[f"{kind} by exposure"]) for kind in ("auc", "gauc"))
             out.append(f"| {system} | {label} | {cell(found['auc'])} | {cell(found['gauc'])} | {each} | {rest} |")
     if differences:
-        head = "| pair | label | AUC | GAUC | AUC by training events of the item | GAUC by the same |"
-        out += ["", head, "|---|---|---|---|---|---|"]
+        head = "| pair | label | AUC | GAUC | each run | AUC by training events of the item | GAUC by the same |"
+        out += ["", head, "|---|---|---|---|---|---|---|"]
     for pair, labels in differences.items():
         for label, found in labels.items():
             rest = " | ".join(_buckets(found[f"{kind} by exposure"], "+") for kind in ("auc", "gauc"))
-            out.append(f"| {pair} | {label} | {cell(found['auc'], '+')} | {cell(found['gauc'], '+')} | {rest} |")
+            each = ", ".join("" if v is None else f"{v:+.4f}" for v in found["by run"])
+            whole = f"{cell(found['auc'], '+')} | {cell(found['gauc'], '+')}"
+            out.append(f"| {pair} | {label} | {whole} | {each} | {rest} |")
     return "\n".join(out) + "\n"
 
 

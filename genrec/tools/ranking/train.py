@@ -125,7 +125,7 @@ def train_sequences(
     model: RankerModel, task: Task, config: TrainConfig, report: Report = lambda _: None
 ) -> list[float]:
     """Trains the full causal transformer: whole sequences with gradients through all layers, about config.batch events
-    a step (one user, where that one has more)."""
+    a step (one user, where that one has more). A step's loss grows with its events, so that each event weighs alike."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     optimizer = _optimizer(model, config)
@@ -135,7 +135,7 @@ def train_sequences(
         for at in sequence_batches(task, TRAIN, config.batch, rng):
             logits, _ = model.sequences(*sequence_inputs(task, at))
             labels = np.where((at >= 0)[..., None], task.samples.labels[at], np.nan)
-            _step(optimizer, bce(logits, torch.from_numpy(labels)))
+            _step(optimizer, bce(logits, torch.from_numpy(labels)) * (int((at >= 0).sum()) / config.batch))
         model.eval()
         scores = predict_sequences(model, task)
         at = positions_of(task, VALIDATION)

@@ -2,7 +2,8 @@
 
     none     identifiers, dense features and target attention over the history's identifiers: the base of all arms
     tags     + the item's categories;  sids  + its semantic ID;  text  + a frozen text vector
-    learned  + two learned vectors in the place of the bank's: the serving graph of SARM without SARM
+    learned  + two learned vectors in the place of the bank's: the serving graph of SARM without SARM, auxiliary loss
+             or norms, so that it costs no more than it must
     anchor   + h_CLS, and with `target` h_TAR, and with `user_side` h_UIN: SARM
 
 y = MMoE([h_CLS, h_TAR, h_UIN, h_rank]); h_UIN = mean(Transformer(h_CLS of the last m items)), from the bank, without
@@ -118,6 +119,7 @@ class SARMModel(nn.Module):
                 for table in codes:
                     nn.init.normal_(table.weight, std=0.05)  # as of the identifiers
             self.side: nn.Module = nn.ModuleList(codes) if c.side == "sids" else nn.Linear(c.width, c.d)
+            self.side_norm = nn.LayerNorm(c.d)  # as h_CLS has, so that no arm differs in scale
             width += c.d
         if c.side in ("learned", "anchor"):
             width += c.d * (1 + c.target + c.user_side)
@@ -177,13 +179,14 @@ class SARMModel(nn.Module):
         if c.side == "sids":
             assert isinstance(self.side, nn.ModuleList)
             codes = self.features[batch.item]
-            return [torch.stack([e(codes[..., i]) for i, e in enumerate(self.side)]).sum(0)]
+            found = torch.stack([e(codes[..., i]) for i, e in enumerate(self.side)]).sum(0)
+            return [self.drop(self.side_norm(found))]
         if c.side in ("tags", "text"):
-            return [self.side(self.features[batch.item])]
+            return [self.drop(self.side_norm(self.side(self.features[batch.item])))]
         past = batch.history[:, -c.m :]
         if c.side == "learned":
             cls, tar = self.table(ids).chunk(2, -1)
-            seen = self.table(bank.ids[past])[..., : c.d]
+            seen = self.table(bank.ids[past])[..., : c.d].detach()  # as the bank's
         else:
             cls = bank.cls[batch.item] if cls is None else cls
             tar = bank.tar[batch.item] if tar is None else tar

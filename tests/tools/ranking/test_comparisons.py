@@ -42,7 +42,9 @@ def test_marm_on_real_data(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(report["results"]["marm-3"]["high"]["by run"]["gauc"]) == 2
     assert set(report["results"]["rates"]["high"]["auc by exposure"]) <= {"0-49", "50-199", "200+"}
-    assert "float16 cache" in " ".join(report["notes"])
+    assert "float16 cache" in " ".join(report["notes"]) and "shuffled: least cosine" not in " ".join(report["notes"])
+    late = next(note for note in report["notes"] if "best in the last pass" in note)
+    assert "din.0" in late and "rates.1" in late, "one pass of one is always the last"
     assert report["arms"]["marm-3"]["0"]["validation"] == report["arms"]["marm-3-fresh"]["0"]["validation"]
 
 
@@ -120,11 +122,18 @@ def test_sarm_and_its_cold_items(monkeypatch: pytest.MonkeyPatch, data: Path, tm
     assert run(monkeypatch, "compare_sarm", "run", *base, tmp_path / "w", *arms, *small) == 0
     assert run(monkeypatch, "compare_sarm", "table", *base, tmp_path / "w", *arms, "--out", tmp_path / "a") == 0
     assert "full - full-shuffled" in json.loads((tmp_path / "a" / "report.json").read_text())["differences"]
-    cold = ["--arms", "ids", "tags", "tfidf", "full"]
+    import compare_sarm
+
+    cold, read, fit = ["--arms", "ids", "tags", "tfidf", "full"], [], compare_sarm.TokenStreams.fit
+    watched = lambda texts, *rest: (read.append(texts), fit(texts, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(compare_sarm.TokenStreams, "fit", watched)
     assert run(monkeypatch, "compare_sarm", "cold", *base, tmp_path / "c", *cold, *small) == 0
     assert run(monkeypatch, "compare_sarm", "cold-table", *base, tmp_path / "c", *cold, "--out", tmp_path / "b") == 0
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     assert "full, GAUC of each fold" in " ".join(report["notes"])
+    task = compare_sarm.task_of(str(data), ["high=rating>=4"], "per-user")
+    held = [compare_sarm.cold_items(task, seed).sum() for seed in (0, 1)]
+    assert {len(texts) for texts in read} == {task.items - int(n) for n in held}, "a tokenizer never reads a cold item"
 
 
 def test_cold_folds_are_different_items_for_each_seed_and_anchors_must_be_there(

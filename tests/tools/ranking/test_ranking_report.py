@@ -32,7 +32,10 @@ def test_a_table_says_what_its_numbers_say() -> None:
     if low.any():
         expected = np.mean([auc(y[low], s[low, 0]) for s in good])
         assert found["auc by exposure"]["0-99"]["mean"] == pytest.approx(expected, abs=1e-5)
+    each = [gauc(y, a[:, 0], users) - gauc(y, b[:, 0], users) for a, b in zip(good, coin, strict=True)]
+    assert pair["by run"] == [pytest.approx(v, abs=1e-5) for v in each]
     text = markdown({"good": {"like": found}}, {"good - coin": {"like": pair}})
+    assert ", ".join(f"{v:+.4f}" for v in pair["by run"]) in text
     assert f"{found['gauc']['mean']:.4f}" in text and f"{pair['gauc']['detectable']:.4f}" in text
     json.dumps([found, pair], allow_nan=False)
 
@@ -47,3 +50,6 @@ def test_groups_smaller_than_a_user_are_ranked_apart() -> None:
     whole = Scored(task, at, scores, (), 200).measured()["like"]
     apart = Scored(task, at, scores, (), 200, groups=users * 2 + fold).measured()["like"]
     assert apart["gauc"]["mean"] > whole["gauc"]["mean"] + 0.1 and apart["gauc by exposure"] == {}
+    one = Scored(task, at, scores, (), 200, groups=users * 2 + fold)
+    assert apart["auc"] is None and one.compared(one)["like"]["auc"] is None, "no AUC over two models' scores"
+    assert "| like |  | 0." in markdown({"apart": {"like": apart}}, {})

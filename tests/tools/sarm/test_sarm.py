@@ -318,3 +318,19 @@ def test_bad_sizes_are_refused(change: dict[str, object]) -> None:
     sizes: dict[str, object] = {"users": 1, "items": 1, "tasks": 1, "dense": 5} | change
     with pytest.raises(GenrecError):
         SARMModelConfig(**sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("side", "width", "levels"), [("tags", 6, 0), ("text", 6, 0), ("sids", 8, 3)])
+def test_every_side_speaks_as_loud_as_the_anchors(side: str, width: int, levels: int, task: Task) -> None:
+    """Else arms would differ in scale, not in what they know."""
+    rng = np.random.default_rng(0)
+    features = rng.integers(0, 8, (task.items, 3)) if side == "sids" else 0.01 * rng.normal(size=(task.items, 6))
+    sizes = SARMModelConfig(
+        task.users, task.items, task.tasks, task.width, side=side, width=width, levels=levels, d=16, n=6, m=4
+    )
+    model = SARMModel(sizes, features).eval()
+    batch = task.batch(np.arange(40), 6)
+    nothing = np.zeros((task.items, 2), np.int64)
+    bank = make_bank(model, nothing, nothing, np.arange(task.items))
+    (brought,) = model.brings(batch, bank, bank.ids[batch.item], None, None)
+    assert brought.shape == (40, 1, 16) and 0.7 < float(brought.detach().std()) < 1.3
