@@ -307,15 +307,17 @@ def steadiness(found: dict[int, Path], seeds: list[int]) -> dict[str, float]:
 
 
 def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> None:
-    """Validation NDCG@10 and training reward over the steps, a line per arm (mean of seeds), a band from the lowest to
-    the highest seed."""
+    """Validation NDCG@10 less that of the start, and training reward, over the steps: a line per arm (mean of seeds), a
+    band from the lowest to the highest seed for ours."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for name, found in folders.items():
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for number, (name, found) in enumerate(folders.items()):
         if name == UNTOUCHED:
             continue
         logs = []
@@ -330,17 +332,22 @@ def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> N
             ]
             values = np.array([[v for _, v in one] for one in every])
             steps = [step for step, _ in every[0]]
+            if key == "validation":
+                values = values - values[:, :1]
             if key == "reward":  # a running mean over five batches
                 span = min(5, values.shape[1])
                 values = np.stack([np.convolve(v, np.ones(span) / span, "valid") for v in values])
                 steps = steps[span // 2 :][: values.shape[1]]
-            line = axes.plot(steps, values.mean(0), label=name, lw=wide)[0]
-            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.12, color=line.get_color(), lw=0)
-    for axes, title in ((left, "validation NDCG@10, averaged weights"), (right, "reward of the rollouts")):
+            axes.plot(steps, values.mean(0), label=name, lw=wide, color=colours[2 * number % 20 + number // 10])
+            if name == OURS:
+                axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=colours[2 * number % 20], lw=0)
+    titles = "validation NDCG@10, averaged weights, less the start's", "reward of the rollouts"
+    for axes, title in zip((left, right), titles, strict=True):
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("optimiser steps")
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8)
+    left.axhline(0, color="grey", lw=0.8, ls="--")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
