@@ -15,7 +15,7 @@ Arms called `few` have batches so small that they learn as many positions a step
 arm; so has the one with random clusters. A prompt is worth what Hadamard has over both kinds. Rows of the table:
 
 - SASRec, 1 negative: one vector, binary cross-entropy. SASRec, softmax: one vector, sampled softmax, as many negatives
-  per position; SASRec, all clusters' negatives: as many in a step as all clusters have together.
+  per position; SASRec, few, all negatives: as many in a step as all clusters have together.
 - SASRec, hard: half of the negatives are from the target's cluster (not tuned; that cluster then counts twice).
   SASRec, quota merge: the softmax arm's vector, its list filled by the clusters' shares.
 - EBR, no prompt / prefix / Hadamard: lists by quota merge, M_k = M p_k^alpha / sum p^alpha. "by probability": the same
@@ -74,14 +74,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "hadamard": {"prompt": "hadamard"},
     "random": {"prompt": "hadamard", "divide": "random"},
 }
-LIKE_HADAMARD = ("softmax-few", "none-few", "random")  # as many learned positions a step as the Hadamard arm
 MANY = "softmax-many"  # as many negatives in a step as all clusters have together
+LIKE_HADAMARD = ("softmax-few", MANY, "none-few", "random")  # as many learned positions a step as the Hadamard arm
 OURS, FREE, MATCHED = "EBR, Hadamard", "EBR, Hadamard, by probability", "SASRec, softmax"
 SYSTEMS = {  # row of the table -> (arm, how its list is made)
     "SASRec, 1 negative": ("bce", "global"),
     MATCHED: ("softmax", "global"),
     "SASRec, softmax, few": ("softmax-few", "global"),
-    "SASRec, all clusters' negatives": (MANY, "global"),
+    "SASRec, few, all negatives": (MANY, "global"),
     "SASRec, hard": ("hard", "global"),
     "SASRec, quota merge": ("softmax", "quota"),
     "EBR, no prompt": ("none", "quota"),
@@ -96,7 +96,7 @@ SYSTEMS = {  # row of the table -> (arm, how its list is made)
     "EBR, random clusters, by probability": ("random", "global"),
     "EBR, oracle intent": ("hadamard", "oracle"),
 }
-SINGLE = (MATCHED, "SASRec, softmax, few", "SASRec, all clusters' negatives")
+SINGLE = (MATCHED, "SASRec, softmax, few", "SASRec, few, all negatives")
 QUOTA = ("EBR, no prompt", "EBR, no prompt, few", "EBR, prefix", "EBR, random clusters")
 COMPARED = [(OURS, other) for other in (*SINGLE, FREE, *QUOTA)]
 COMPARED += [(FREE, other) for other in (*SINGLE, *(f"{name}, by probability" for name in QUOTA))]

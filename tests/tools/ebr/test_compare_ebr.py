@@ -128,7 +128,7 @@ def test_arms_that_learn_as_many_positions_a_step_as_prompts_do(
     assert run(compare, monkeypatch, "fit", *shared, "--arms", *arms) == 0
     done = {arm: read_json(work / f"{arm}.0" / "done.json") for arm in arms}
     assert done["softmax-few"]["rows"] == done["none-few"]["rows"] < done["softmax"]["rows"] == done["hadamard"]["rows"]
-    for arm in ("softmax-few", "none-few", "random"):
+    for arm in ("softmax-few", "softmax-many", "none-few", "random"):
         assert done[arm]["epochs"] == pytest.approx(done["hadamard"]["epochs"], rel=0.2)
     assert done["softmax"]["epochs"] > 1.5 * done["hadamard"]["epochs"]
     saved = read_json(work / "softmax-many.0" / "tool" / "tool.json")
