@@ -133,17 +133,15 @@ def write_table(
         "from training events before the exposure; means over seeds, 95 % intervals from a bootstrap over users"
     )
     about = provenance(protocol, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
+    cut = [f"{arm}.{s}" for arm, runs in found.items() for s in seeds if cut_short(runs[s].about)]
+    if cut:
+        notes = [*notes, f"best in the last pass that they were allowed, so perhaps not finished: {', '.join(cut)}"]
     arms = {arm: {str(s): runs[s].about for s in seeds} for arm, runs in found.items()}
     report = {
         "title": title, "results": results, "differences": differences, "seconds": seconds, "arms": arms,
         "notes": list(notes), "about": about,
     }  # fmt: skip
     write_json(out / "report.json", report)
-    cut = [f"{arm}.{s}" for arm, runs in found.items() for s in seeds if cut_short(runs[s].about)]
-    if cut:
-        notes = [*notes, f"best in the last pass that they were allowed, so perhaps not finished: {', '.join(cut)}"]
-        report["notes"] = list(notes)
-        write_json(out / "report.json", report)
     lines = [f"## {title}", "", markdown(results, differences), *(f"- {note}" for note in notes)]
     lines += [f"- seconds per fit: {', '.join(f'{arm} {np.mean(v):.0f}' for arm, v in seconds.items())}"]
     lines += [f"- {key}: `{value}`" for key, value in about.items()]
