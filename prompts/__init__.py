@@ -81,7 +81,7 @@ def load(name: str) -> PromptTemplate:
 
 
 @cache
-def anchor(name: str = "anchor_v1") -> PromptTemplate:
+def anchor(name: str = "anchor_v2") -> PromptTemplate:
     """The prompt that describes an item, checked. Raises GenrecError where it is unknown."""
     path = FOLDER / "anchors" / f"{name}.md"
     if not path.is_file():

@@ -85,10 +85,9 @@ def template_anchor(catalog: Catalog, row: int) -> Anchor:
 
 
 def anchor_of(values: Mapping[str, Any], source: str, model: str = TEMPLATE) -> Anchor:
-    """An anchor of six texts, cleaned."""
-    return Anchor(
-        **{name: clean(str(values.get(name, "")), FIELD_BYTES) for name in FIELDS}, source=source, model=model
-    )
+    """An anchor of six texts, cleaned, without the comma at the end that a small model leaves."""
+    texts = {name: clean(str(values.get(name, "")), FIELD_BYTES).rstrip(" ,;:") for name in FIELDS}
+    return Anchor(**texts, source=source, model=model)
 
 
 def parse_anchor(reply: str, schema: Mapping[str, Any], source: str, model: str) -> Anchor | None:

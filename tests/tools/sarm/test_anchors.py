@@ -66,6 +66,13 @@ def test_replies_must_follow_the_schema() -> None:
     assert parse_anchor(blank, schema, "h", "m") is None  # nothing is left of it
 
 
+def test_a_comma_that_the_model_leaves_at_the_end_goes() -> None:
+    said = GOOD.replace('"dark"', '"dark, wet ,;"').replace('"film"', '","')
+    found = parse_anchor(said, prompts.anchor().schema, "h", "m")
+    assert found is not None and found.theme == "dark, wet" and found.format == ""
+    assert found.text == "robots ; dark, wet ; space ; adults ; night"
+
+
 def test_the_store_gives_back_what_it_got(tmp_path: Path) -> None:
     store = AnchorStore(tmp_path / "a" / "anchors.jsonl")
     assert store.all() == {}
@@ -121,7 +128,7 @@ def test_stored_anchors_come_first_and_shuffling_moves_every_one() -> None:
 
 
 def test_unknown_anchor_prompts_are_named() -> None:
-    with pytest.raises(GenrecError, match=r"unknown anchor prompt 'x'; there are: anchor_v1"):
+    with pytest.raises(GenrecError, match=r"unknown anchor prompt 'x'; there are: anchor_v2"):
         prompts.anchor("x")
 
 
