@@ -38,7 +38,7 @@ HEADS, ITEMS, TASKS = 2, 10_000, 1
 def operations(system: str, layers: int, n: int, d: int, candidates: int) -> int:
     """Of one request. A product of [a, b] and [b, c] counts 2 a b c."""
     project = layers * n * 4 * d * d  # keys and values of the history
-    each = layers * (4 * n * d + 4 * d * d + 16 * d * d)  # attention; q and o; feed-forward
+    each = layers * (4 * n * d + 4 * d * d) + (layers - 1) * 16 * d * d  # attention; q and o; feed-forward
     states = (layers - 1) * (4 * n * n * d + n * 24 * d * d)  # self-attention over n, projections, feed-forward
     return {
         "marm": project + candidates * each,

@@ -5,10 +5,11 @@ layer it is DIN's idea with softmax attention). `sequence`: a whole sequence at 
 i attends to the n events before it, not to itself nor to events of its own moment, in both, so with exact states the
 two give the same numbers.
 
-Layer l: o = MHA(q = norm(h), K = V = norm(S^l + feedback)); h <- h + o; h <- h + FFN(norm(h)). Pre-norm, the learned
-empty key (what attends to nothing, as with an empty history, finds it) and the bias by distance are ours; so is
-feedback that joins at reading: it is not known yet when the state of an event is made, and it is when the event is
-history.
+Layer l: o = MHA(q = norm(h), K = V = norm(S^l + feedback)); h <- h + o; h <- h + FFN(norm(h)). The ranker reads o of
+every layer; nothing reads the last h, so the last layer has no feed-forward (with one, and h read too, one layer learned
+ML-100K by heart: validation GAUC .670 for .674). Pre-norm, the learned empty key (what attends to nothing, as with an
+empty history, finds it) and the bias by distance are ours; so is feedback that joins at reading: it is not known yet
+when the state of an event is made, and it is when the event is history.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ def distance_buckets(distance: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One layer, as in the module's text. missing: what is added to an event's embedding where its state is missing."""
+    """One layer, as in the module's text. missing: what is added to an event's embedding where its state is missing;
+    last: without a feed-forward."""
 
-    def __init__(self, d: int, heads: int) -> None:
+    def __init__(self, d: int, heads: int, last: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_q, self.norm_kv, self.norm_ff = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.norm_q, self.norm_kv = nn.LayerNorm(d), nn.LayerNorm(d)
         self.q, self.kv, self.o = (nn.Linear(d, k * d, bias=False) for k in (1, 2, 1))
-        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        hidden = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 4 * d), nn.ReLU(), nn.Linear(4 * d, d))
+        self.feed: nn.Sequential | None = None if last else hidden
         self.empty: Tensor = nn.Parameter(torch.zeros(d))
         self.missing: Tensor = nn.Parameter(torch.zeros(d))
         # Heads begin from looking at the newest events alone to looking everywhere alike.
@@ -72,10 +75,10 @@ class Layer(nn.Module):
         return q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """(o, the next h), each [B, C, d]."""
+        """(o, the next h), each [B, C, d]; of the last layer h + o."""
         o = self.attend(x, keys, values, bias)
         x = x + o
-        return o, x + self.down(torch.relu(self.up(self.norm_ff(x))))
+        return o, x if self.feed is None else x + self.feed(x)
 
 
 class Stack(nn.Module):
@@ -88,7 +91,7 @@ class Stack(nn.Module):
         super().__init__()
         self.n, self.top = n, top
         self.register_buffer("buckets", distance_buckets(torch.arange(n + 1)).clamp(min=0), persistent=False)
-        self.blocks = nn.ModuleList(Layer(d, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Layer(d, heads, last=at == layers - 1) for at in range(layers))
         self.feedback = nn.Linear(tasks, d, bias=False)
 
     @property
@@ -97,8 +100,8 @@ class Stack(nn.Module):
 
     @property
     def out(self) -> int:
-        """Width of what comes out, in units of d: o of each layer, and the last h."""
-        return len(self.layers) + 1
+        """Width of what comes out, in units of d: o of each layer."""
+        return len(self.layers)
 
     def memory(self, level0: Tensor, feedback: Tensor, cached: Tensor | None, present: Tensor | None) -> list[Tensor]:
         """What each layer attends to, [B, n, d] each. level0: embeddings [B, n, d]; feedback [B, n, T]; cached: states
@@ -116,7 +119,7 @@ class Stack(nn.Module):
     def targets(self, x: Tensor, memory: list[Tensor], there: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Candidates x [B, C, d] against the memory of a request, the newest event last; there: bool [B, n].
 
-        Returns what the ranker reads, [B, C, (L + 1) d]; the states of the levels 1 to L - 1, [B, C, L - 1, d]; and the
+        Returns what the ranker reads, [B, C, L d]; the states of the levels 1 to L - 1, [B, C, L - 1, d]; and the
         biases of each layer, for `weights`.
         """
         n = memory[0].shape[1]
@@ -132,11 +135,7 @@ class Stack(nn.Module):
             o, x = layer(x, keys, values, bias)
             outs.append(o)
             states.append(x)
-        return (
-            torch.cat([*outs, x], -1),
-            self._kept(x, states[:-1]),
-            biases,
-        )
+        return torch.cat(outs, -1), self._kept(x, states[:-1]), biases
 
     def unchosen(self, logits: Tensor) -> Tensor:
         """MASKED where an event is not among the `top` of its candidate by the sum over heads of exp-free logits;
@@ -146,14 +145,14 @@ class Stack(nn.Module):
         return nn.functional.pad((mean < least) * MASKED, (1, 0))[:, None]
 
     def sequence(self, x: Tensor, feedback: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Whole sequences x [B, T, d], oldest first, as a causal transformer: (ranker's input [B, T, (L + 1) d], states
+        """Whole sequences x [B, T, d], oldest first, as a causal transformer: (ranker's input [B, T, L d], states
         [B, T, L - 1, d]). known: int64 [B, T], how many events of its sequence each one may read (None: all before it).
         Positions beyond a shorter sequence may hold anything: nothing attends forward."""
         outs, states = [], []
         for o, state in self._causal(x, feedback, known, self.layers):
             outs.append(o)
             states.append(state)
-        return torch.cat([*outs, states[-1]], -1), self._kept(x, states[:-1])
+        return torch.cat(outs, -1), self._kept(x, states[:-1])
 
     def states(self, x: Tensor, feedback: Tensor, known: Tensor | None = None) -> Tensor:
         """The states of `sequence` alone, [B, T, L - 1, d], by the first L - 1 layers."""

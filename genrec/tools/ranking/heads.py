@@ -28,6 +28,14 @@ class MMoE(nn.Module):
         return ((gates @ said) * self.towers).sum(-1) + self.bias
 
 
+def blank(found: Tensor, share: float, training: bool) -> Tensor:
+    """What the history brought, [B, C, width]: in training zeros for a share of the requests, so that the heads learn to
+    do without it and do not learn users by heart from their histories."""
+    if not training or not share:
+        return found
+    return found * (torch.rand(len(found), 1, 1, device=found.device) >= share)
+
+
 def bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the known labels of the binary cross-entropy, summed over the tasks; [..., T], NaN unknown."""
     known = ~labels.isnan()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genrec.errors import GenrecError, check_least
 from genrec.tools.ranking.attention import Stack
-from genrec.tools.ranking.heads import MMoE
+from genrec.tools.ranking.heads import MMoE, blank
 from genrec.tools.ranking.task import Batch
 
 KINDS = ("rates", "mmoe", "din", "attention")
@@ -42,6 +42,7 @@ class RankerConfig:
     top: int = 0
     dropout: float = 0.2
     unknown: float = 0.02
+    blank: float = 0.5
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -49,8 +50,11 @@ class RankerConfig:
         check_least(self, dict.fromkeys(("users", "items", "tasks", "dense", "d", "n", "layers", "heads"), 1))
         if self.d % self.heads:
             raise GenrecError(f"d is {self.d}; it must be a multiple of the {self.heads} heads")
-        if self.top < 0 or not 0 <= self.dropout < 1 or not 0 <= self.unknown < 1:
-            raise GenrecError(f"top {self.top}, dropout {self.dropout} and unknown {self.unknown} must be 0 or more")
+        if self.top < 0:
+            raise GenrecError(f"top is {self.top}; it must be at least 0")
+        for name in ("dropout", "unknown", "blank"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
 
 
 class RankerModel(nn.Module):
@@ -102,7 +106,8 @@ class RankerModel(nn.Module):
         """Logits [B, C, T] of the heads. Everything random happens here, so a state to cache is what it will be at a
         request. found: what the history brought, [B, C, width]."""
         x = self.item(self.hidden(item))
-        parts = [self.user(user)[:, None].expand_as(x), x, *found]
+        parts = [self.user(user)[:, None].expand_as(x), x]
+        parts += [blank(f, self.config.blank, self.training) for f in found]
         return self.heads(torch.cat([*map(self.drop, parts), dense], -1))
 
     def activate(self, x: Tensor, events: Tensor, there: Tensor) -> Tensor:

@@ -43,13 +43,14 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a ranker is trained. The defaults are ours, and not tuned yet."""
+    """How a ranker is trained. The defaults are ours: on ML-100K's validation a rate of .005 with a decay of 1e-4 gave all
+    rankers more than .002 with 1e-5 (GAUC .678 for .665 without history), and needs some nine passes."""
 
-    epochs: int = field(default=12, metadata={"help": "most passes over the stream (1: a single one, as in MARM)"})
+    epochs: int = field(default=25, metadata={"help": "most passes over the stream (1: a single one, as in MARM)"})
     batch: int = field(default=128, metadata={"help": "exposures per step"})
-    learning_rate: float = field(default=2e-3, metadata={"help": "of Adam"})
-    weight_decay: float = field(default=1e-5, metadata={"help": "of Adam"})
-    patience: int = field(default=2, metadata={"help": "passes without a better validation GAUC before the end"})
+    learning_rate: float = field(default=5e-3, metadata={"help": "of Adam"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "of Adam"})
+    patience: int = field(default=3, metadata={"help": "passes without a better validation GAUC before the end"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
 
     def __post_init__(self) -> None:
@@ -228,7 +229,7 @@ class _Best:
 
 
 def _optimizer(model: RankerModel, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

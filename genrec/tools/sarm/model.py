@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from genrec.errors import GenrecError, check_least
 from genrec.tools.ranking.attention import Stack
-from genrec.tools.ranking.heads import MMoE
+from genrec.tools.ranking.heads import MMoE, blank
 from genrec.tools.ranking.task import Batch, item_columns
 from genrec.tools.sarm.encoder import STREAMS, AnchorEncoder, Block, IdentityAttention
 
@@ -58,6 +58,7 @@ class SARMModelConfig:
     m: int = 20
     dropout: float = 0.2
     unknown: float = 0.1
+    blank: float = 0.5
 
     def __post_init__(self) -> None:
         if self.side not in SIDES or self.stream not in STREAMS:
@@ -65,8 +66,9 @@ class SARMModelConfig:
         check_least(self, dict.fromkeys(("users", "items", "tasks", "dense", "n", "m"), 1))
         if self.d < 2 or self.d % HEADS or self.m > self.n:
             raise GenrecError(f"d is {self.d}, m {self.m}: d must be a multiple of {HEADS}, and m at most n ({self.n})")
-        if not 0 <= self.dropout < 1 or not 0 <= self.unknown < 1:
-            raise GenrecError(f"dropout {self.dropout} and unknown {self.unknown} must be at least 0 and less than 1")
+        for name in ("dropout", "unknown", "blank"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GenrecError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class SARMModel(nn.Module):
         if self.config.history:
             past = self.drop(self.item(bank.ids[batch.history]))
             memory = self.stack.memory(past, batch.feedback, None, None)
-            parts.append(self.stack.targets(x, memory, batch.events >= 0)[0])
+            found = self.stack.targets(x, memory, batch.events >= 0)[0]
+            parts.append(blank(found, self.config.blank, self.training))
         return self.heads(torch.cat([*parts, *self.brings(batch, bank, ids, cls, tar)], -1))
 
     def brings(self, batch: Batch, bank: Bank, ids: Tensor, cls: Tensor | None, tar: Tensor | None) -> list[Tensor]:

@@ -55,7 +55,10 @@ class Trainer:
     def __init__(self, model: SARMModel, bank: Bank, tokens: Tokens, config: SARMTraining) -> None:
         self.model, self.bank, self.tokens, self.config = model, bank, tokens, config
         self.optimizer = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad], config.learning_rate, weight_decay=config.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self._frozen: tuple[Tensor, Tensor] | None = None
         if model.config.side == "anchor" and model.config.frozen:
