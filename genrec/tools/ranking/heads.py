@@ -29,8 +29,8 @@ class MMoE(nn.Module):
 
 
 def blank(found: Tensor, share: float, training: bool) -> Tensor:
-    """What the history brought, [B, C, width]: in training zeros for a share of the requests, so that the heads learn to
-    do without it and do not learn users by heart from their histories."""
+    """What the history brought, [B, C, width]: in training zeros for a share of the requests, so that the heads learn
+    to do without it and do not learn users by heart from their histories."""
     if not training or not share:
         return found
     return found * (torch.rand(len(found), 1, 1, device=found.device) >= share)

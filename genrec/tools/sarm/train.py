@@ -32,7 +32,7 @@ class SARMTraining(TrainConfig):
     pass encodes 30 % fewer than with 256. The rate of learning grows with the root of the batch, as usual with Adam."""
 
     batch: int = field(default=1024, metadata={"help": "exposures per step"})
-    learning_rate: float = field(default=4e-3, metadata={"help": "of Adam"})
+    learning_rate: float = field(default=8e-3, metadata={"help": "of Adam"})
     aux: float = field(default=0.1, metadata={"help": "weight of the auxiliary loss"})
 
     def __post_init__(self) -> None:
