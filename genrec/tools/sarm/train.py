@@ -1,7 +1,9 @@
-"""Training SARM: every step encodes the distinct items of its batch once, with gradients, and writes them to the bank.
+"""Training SARM: every step encodes distinct items of its batch once, with gradients, and writes them to the bank.
 
-All rows are encoded anew after each pass (a row that no batch touched would be stale), and once more for the pass that
-is kept; validation and test read the bank, as serving does. With a frozen encoder its outputs are computed once.
+Of more than `encoded` items a random part is encoded, and the others are read from the bank, where they are some steps
+old; so a step costs the same whatever the batch. All rows are encoded anew after each pass (a row that no batch touched
+would be stale), and once more for the pass that is kept; validation and test read the bank, as serving does. With a
+frozen encoder its outputs are computed once.
 """
 
 from __future__ import annotations
@@ -26,18 +28,17 @@ from genrec.tools.sarm.tokens import Tokens
 
 @dataclass(frozen=True)
 class SARMTraining(TrainConfig):
-    """As TrainConfig, and: aux, the weight of the auxiliary loss (lambda; ours, the paper's is not known).
-
-    A large batch holds an item more often and encodes it once: on ML-100K 1,024 exposures are of some 600 items, and a
-    pass encodes 30 % fewer than with 256. The rate of learning grows with the root of the batch, as usual with Adam."""
+    """As TrainConfig, and: aux, the weight of the auxiliary loss (lambda; ours, the paper's is not known); encoded, the
+    most items that a step encodes (0: all; ours)."""
 
     batch: int = field(default=1024, metadata={"help": "exposures per step"})
     learning_rate: float = field(default=8e-3, metadata={"help": "of Adam"})
     aux: float = field(default=0.1, metadata={"help": "weight of the auxiliary loss"})
+    encoded: int = field(default=128, metadata={"help": "most items that a step encodes (0: all of its batch)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"aux": 0})
+        check_least(self, {"aux": 0, "encoded": 0})
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,21 @@ class Trainer:
                 self._frozen = model.encoder(torch.from_numpy(tokens.base), torch.from_numpy(tokens.domain))
 
     def step(self, batch: Batch) -> None:
-        """Learns from a batch of one candidate each, and writes the bank's rows of its items."""
+        """Learns from a batch of one candidate each, and writes the bank's rows of the items that it encodes."""
         model, bank, aux = self.model, self.bank, self.config.aux
         hidden = model.draw()
         if model.config.side == "anchor":
-            rows, inverse = torch.unique(batch.item[:, 0], return_inverse=True)
+            every, inverse = torch.unique(batch.item[:, 0], return_inverse=True)
+            chosen = self.choose(hidden[every])
+            rows = every[chosen]
             cls, tar = self.encode(rows, torch.where(hidden[rows], model.config.items, bank.ids[rows]))
-            own, mine = cls[inverse][:, None], tar[inverse][:, None]
+            own = bank.cls[every].index_copy(0, chosen, cls)[inverse][:, None]
+            mine = bank.tar[every].index_copy(0, chosen, tar)[inverse][:, None]
             loss = bce(model.score(batch, bank, own, mine, hidden), batch.labels)
             if aux:
-                loss = loss + aux * bce(model.auxiliary(own, mine)[..., None], batch.labels[..., :1])
+                live = torch.zeros(len(every), dtype=torch.bool).index_fill(0, chosen, True)[inverse]
+                labels = batch.labels[..., :1].masked_fill(~live[:, None, None], torch.nan)
+                loss = loss + aux * bce(model.auxiliary(own, mine)[..., None], labels)
         else:
             loss = bce(model.score(batch, bank, hidden=hidden), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -83,7 +89,18 @@ class Trainer:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()
         if model.config.side == "anchor":
-            bank.cls[rows] = cls.detach()  # nothing reads the bank's h_TAR while training
+            shown = ~hidden[rows]  # what a hidden item's h_TAR is, is not what it is at a request
+            bank.cls[rows] = cls.detach()
+            bank.tar[rows[shown]] = tar.detach()[shown]
+
+    def choose(self, hidden: Tensor) -> Tensor:
+        """Which of a batch's distinct items are encoded, int64 [K]: the hidden ones, whose h_TAR the bank does not
+        have, and of the others as many as may be, at random."""
+        most = self.config.encoded
+        if not most or self._frozen is not None or len(hidden) <= most:
+            return torch.arange(len(hidden))
+        order = torch.argsort(torch.rand(len(hidden)) - hidden.float())
+        return order[: max(most, int(hidden.sum()))]
 
     def encode(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """h_CLS and h_TAR [K, d] of distinct items, with the identifiers' rows ids [K]."""
