@@ -53,30 +53,44 @@ class Layer(nn.Module):
         """[B, T, d] -> [B, H, T, d / H]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, 1 + n, d / H] of memory [B, n, d], the empty one first."""
-        memory = torch.cat([self.empty.expand(len(memory), 1, -1), memory], 1)
-        keys, values = self.kv(self.norm_kv(memory)).chunk(2, -1)
-        return self.split(keys), self.split(values)
+    def seen(self, memory: Tensor) -> Tensor:
+        """What is attended to, [B, 1 + n, d], of memory [B, n, d]; the empty one first."""
+        return self.norm_kv(torch.cat([self.empty.expand(len(memory), 1, -1), memory], 1))
 
     def bias(self, buckets: Tensor) -> Tensor:
         """[H, ..., 1 + n] of buckets of distances [..., n]; the empty key has none."""
         return nn.functional.pad(self.near[:, buckets], (1, 0))
 
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """o of queries x [B, C, d]; bias added to the logits, [B or 1, H or 1, C or 1, 1 + n]."""
-        q = self.split(self.q(self.norm_q(x)))
-        found = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+    def logits(self, x: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+        """Attention logits [B, H, C, 1 + n] of queries x [B, C, d]; bias [B or 1, H or 1, C or 1, 1 + n].
+
+        q (W s)' = (q W) s': the product of candidates and W costs C d^2, that of the history and W n d^2, but then each
+        head has a query of width d. So few candidates take the projection, as in training, where there is one."""
+        q, weight = self.split(self.q(self.norm_q(x))), self.kv.weight[: x.shape[-1]]
+        if self.few(x):
+            wide = q @ weight.unflatten(0, (self.heads, -1))
+            found = (wide.flatten(1, 2) @ seen.mT).unflatten(1, (self.heads, -1))
+        else:
+            found = q @ self.split(seen @ weight.T).mT
+        return found / math.sqrt(q.shape[-1]) + bias
+
+    def attend(self, x: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+        """o of queries x [B, C, d]."""
+        shares, weight = torch.softmax(self.logits(x, seen, bias), -1), self.kv.weight[x.shape[-1] :]
+        if self.few(x):
+            wide = (shares.flatten(1, 2) @ seen).unflatten(1, (self.heads, -1))
+            found = wide @ weight.unflatten(0, (self.heads, -1)).mT
+        else:
+            found = shares @ self.split(seen @ weight.T)
         return self.o(found.transpose(1, 2).flatten(2))
 
-    def logits(self, x: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-        """Attention logits [B, H, C, 1 + n]."""
-        q = self.split(self.q(self.norm_q(x)))
-        return q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
+    def few(self, x: Tensor) -> bool:
+        """Whether wide queries are cheaper than projected keys, C (H - 1) < d."""
+        return x.shape[1] * (self.heads - 1) < x.shape[2]
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, seen: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """(o, the next h), each [B, C, d]; of the last layer h + o."""
-        o = self.attend(x, keys, values, bias)
+        o = self.attend(x, seen, bias)
         x = x + o
         return o, x if self.feed is None else x + self.feed(x)
 
@@ -127,12 +141,12 @@ class Stack(nn.Module):
         buckets = self.buckets[1 : n + 1].flip(0)
         outs, states, biases = [], [], []
         for layer, known in zip(self.layers, memory, strict=True):
-            keys, values = layer.keys_values(known)
+            seen = layer.seen(known)
             bias = layer.bias(buckets)[None, :, None] + masked
             if 0 < self.top < n:
-                bias = bias + self.unchosen(layer.logits(x, keys, bias))
+                bias = bias + self.unchosen(layer.logits(x, seen, bias))
             biases.append(bias)
-            o, x = layer(x, keys, values, bias)
+            o, x = layer(x, seen, bias)
             outs.append(o)
             states.append(x)
         return torch.cat(outs, -1), self._kept(x, states[:-1]), biases
@@ -173,11 +187,11 @@ class Stack(nn.Module):
         buckets = self.buckets[distance.clamp(0, self.n)]
         told = self.feedback(feedback)
         for layer in layers:
-            keys, values = layer.keys_values(x + told)
+            seen = layer.seen(x + told)
             bias = layer.bias(buckets)[None] + masked
             if 0 < self.top < self.n:
-                bias = bias + self.unchosen(layer.logits(x, keys, bias))
-            o, x = layer(x, keys, values, bias)
+                bias = bias + self.unchosen(layer.logits(x, seen, bias))
+            o, x = layer(x, seen, bias)
             yield o, x
 
     @staticmethod
@@ -191,7 +205,7 @@ class Stack(nn.Module):
         _, states, biases = self.targets(x, memory, there)
         inputs = [x, *states.unbind(2)]
         found = [
-            torch.softmax(layer.logits(h, layer.keys_values(known)[0], bias), -1).mean(1)[..., 1:]
+            torch.softmax(layer.logits(h, layer.seen(known), bias), -1).mean(1)[..., 1:]
             for layer, known, h, bias in zip(self.layers, memory, inputs, biases, strict=True)
         ]
         return torch.stack(found, 2)

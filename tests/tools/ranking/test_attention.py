@@ -79,9 +79,9 @@ def test_the_search_of_each_layer_is_exact_attention_over_its_best() -> None:
     made, few = stack(layers=1), stack(layers=1, top=2)
     x, level0, feedback = torch.randn(1, 1, 8), torch.randn(1, 4, 8), torch.randn(1, 4, 2)
     there = torch.ones(1, 4, dtype=torch.bool)
-    keys, _ = made.layers[0].keys_values(made.memory(level0, feedback, None, None)[0])
+    seen = made.layers[0].seen(made.memory(level0, feedback, None, None)[0])
     distance = torch.arange(4, 0, -1)
-    logits = made.layers[0].logits(x, keys, made.layers[0].bias(distance_buckets(distance))[None, :, None])
+    logits = made.layers[0].logits(x, seen, made.layers[0].bias(distance_buckets(distance))[None, :, None])
     best = logits.mean(1)[0, 0, 1:].topk(2).indices
     mask = torch.zeros(1, 4, dtype=torch.bool)
     mask[0, best] = True
