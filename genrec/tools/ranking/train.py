@@ -51,6 +51,7 @@ class TrainConfig:
     learning_rate: float = field(default=5e-3, metadata={"help": "of Adam"})
     weight_decay: float = field(default=1e-4, metadata={"help": "of Adam"})
     patience: int = field(default=3, metadata={"help": "passes without a better validation GAUC before the end"})
+    inside: bool = field(default=True, metadata={"help": "judge passes by AUC inside users, not over all samples"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
 
     def __post_init__(self) -> None:
@@ -102,8 +103,14 @@ def validate(model: RankerModel, task: Task, memory: Memory | None, config: Trai
     at = np.flatnonzero(task.part == VALIDATION)
     scores = predict(model, task, at, config, memory)[:, 0]
     known = ~np.isnan(task.samples.labels[at, 0])
-    users = task.samples.sequences.user_of[at][known]
-    return inside_or_over(task.samples.labels[at, 0][known], scores[known], users)
+    return _judge(task, at[known], scores[known], config)
+
+
+def _judge(task: Task, at: np.ndarray, scores: np.ndarray, config: TrainConfig) -> tuple[str, float]:
+    """The measure of the main label at positions with a known one. Inside a short window a user's own rate so far tells
+    of the label: each yes that is past is one fewer to come. Where no user differs from another, judge over all."""
+    users = task.samples.sequences.user_of[at]
+    return inside_or_over(task.samples.labels[at, 0], scores, users if config.inside else np.zeros_like(users))
 
 
 @torch.no_grad()
@@ -140,7 +147,7 @@ def train_sequences(
         model.eval()
         scores = predict_sequences(model, task)
         at = positions_of(task, VALIDATION)
-        measure, value = inside_or_over(task.samples.labels[at, 0], scores[at, 0], task.samples.sequences.user_of[at])
+        measure, value = _judge(task, at, scores[at, 0], config)
         if kept.over(model, value, None, config.patience):
             break
         report(f"ranking: {epoch + 1} of {config.epochs} passes, validation {measure} {value:.4f}")
