@@ -76,12 +76,14 @@ class Layer(nn.Module):
 
     def attend(self, x: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
         """o of queries x [B, C, d]."""
-        shares, weight = torch.softmax(self.logits(x, seen, bias), -1), self.kv.weight[x.shape[-1] :]
         if self.few(x):
+            shares, weight = torch.softmax(self.logits(x, seen, bias), -1), self.kv.weight[x.shape[-1] :]
             wide = (shares.flatten(1, 2) @ seen).unflatten(1, (self.heads, -1))
             found = wide @ weight.unflatten(0, (self.heads, -1)).mT
         else:
-            found = shares @ self.split(seen @ weight.T)
+            q, (keys, values) = self.q(self.norm_q(x)), self.kv(seen).chunk(2, -1)
+            q, keys, values = self.split(q), self.split(keys), self.split(values)
+            found = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
         return self.o(found.transpose(1, 2).flatten(2))
 
     def few(self, x: Tensor) -> bool:

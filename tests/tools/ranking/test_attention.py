@@ -4,7 +4,7 @@ import torch
 
 from genrec.errors import GenrecError
 from genrec.tools.ranking.attention import BUCKETS, Stack, distance_buckets
-from genrec.tools.ranking.heads import MMoE, bce
+from genrec.tools.ranking.heads import MMoE, bce, blank
 from genrec.tools.ranking.models import KINDS, RankerConfig, RankerModel
 from genrec.tools.ranking.planted import planted
 from genrec.tools.ranking.task import Task
@@ -114,6 +114,14 @@ def test_mmoe_gates_mix_experts() -> None:
     assert torch.allclose(out[0, 0], by_hand, atol=1e-6)
 
 
+def test_histories_are_blanked_whole_and_in_training_alone() -> None:
+    torch.manual_seed(0)
+    found = torch.ones(400, 3, 5)
+    kept = blank(found, 0.25, training=True).flatten(1)
+    assert ((kept == 0).all(1) | (kept == 1).all(1)).all() and 0.15 < (kept == 0).float().mean() < 0.35
+    assert torch.equal(blank(found, 0.25, training=False), found) and torch.equal(blank(found, 0.0, True), found)
+
+
 def test_unknown_labels_do_not_count_in_the_loss() -> None:
     logits = torch.tensor([[[0.5, 2.0]], [[-1.0, 9.0]]])
     labels = torch.tensor([[[1.0, 0.0]], [[0.0, float("nan")]]])
@@ -133,7 +141,9 @@ def test_every_ranker_scores_candidates_one_by_one(kind: str) -> None:
     assert torch.allclose(alone[0], logits[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"kind": "gru"}, {"d": 7}, {"n": 0}, {"dropout": 1.0}, {"layers": 0}, {"top": -1}])
+@pytest.mark.parametrize(
+    "change", [{"kind": "gru"}, {"d": 7}, {"n": 0}, {"dropout": 1.0}, {"layers": 0}, {"top": -1}, {"blank": 1.0}]
+)
 def test_bad_sizes_are_refused(change: dict[str, object]) -> None:
     sizes: dict[str, object] = {"kind": "attention", "users": 2, "items": 2, "tasks": 1, "dense": 5} | change
     with pytest.raises(GenrecError):
