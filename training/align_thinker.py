@@ -7,7 +7,8 @@ A prompt is a training position, chosen and written as in training.thinker; a co
 really chose next, how near it is to that item, whether it follows the schema, is grounded in what was shown, and brief.
 The floor of SA-GCPO is the reward of the instruction that would have been right (genrec.instructions.targets).
 
-TRL 1.16 behaviours that this stands on, each pinned by a test (they are private: the minor version is pinned too):
+TRL 1.16 behaviours that this stands on, pinned by tests but for what only several processes can show (they are private:
+the minor version is pinned too):
 - log pi_old is computed only where gradient_accumulation_steps % (steps_per_generation * num_iterations) != 0; else
   every ratio is 1 and no gate does anything. With one accumulation step, `updates` of 2 or more make it so.
 - `_compute_loss` gets advantages of shape (B,) and must divide by the accumulation steps itself.

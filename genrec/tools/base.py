@@ -44,6 +44,16 @@ def events(context: UserContext) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return rows, weights
 
 
+def check_rows(contexts: list[UserContext], items: int) -> None:
+    """Raises GenrecError where a history or trigger names a row that a catalogue of so many items does not have."""
+    for at, context in enumerate(contexts):
+        if wrong := [row for row in events(context)[0] if not 0 <= row < items]:
+            raise GenrecError(
+                f"context {at} names row {wrong[0]}, and the tool was fitted on {items:,} items (rows from 0); rows "
+                "come from Catalog.row or from Recommender.context"
+            )
+
+
 def history_matrix(contexts: list[UserContext], items: int, recency: float, fade: Fade = "step") -> sparse.csr_matrix:
     """float32 [B, items]: event weight x recency weight; the entries of an item seen twice add up."""
     pairs = [events(c) for c in contexts]
@@ -125,7 +135,9 @@ class Tool:
         raise NotImplementedError
 
     def retrieve(self, contexts: list[UserContext], k: int) -> list[Evidence]:
-        """At most k rows per context, best first: history and trigger excluded, no row without a positive score."""
+        """At most k rows per context, best first: history and trigger excluded, no row without a positive score. Raises
+        GenrecError for rows that the tool does not know."""
+        check_rows(contexts, len(self.titles))
         out: list[Evidence] = []
         for start in range(0, len(contexts), CHUNK):
             part = contexts[start : start + CHUNK]

@@ -53,7 +53,7 @@ from genrec.evaluation.intervals import bootstrap, paired
 from genrec.evaluation.protocol import seen_index, slices
 from genrec.evaluation.report import Comparison, Report, Row, provenance, save
 from genrec.io import atomic, read_json, write_json
-from genrec.tools.ebr import EBR, EBRConfig
+from genrec.tools.ebr import EBR, Controls, EBRConfig
 from genrec.tools.ebr.clusters import Clusters, divide
 from genrec.tools.ebr.merge import apportion, sharpened
 from genrec.tools.ebr.tool import by_length
@@ -197,12 +197,12 @@ def choose_alpha(ebr: EBR, requests: EvalSet) -> tuple[float, list[float]]:
 
 def alpha_curve(ebr: EBR, requests: EvalSet, items: int) -> list[dict[str, float]]:
     """Per alpha: mean entropy of the lists' clusters in bits, recall, and share of the catalogue in some list."""
-    sample = requests.sample(CURVE, seed=3)
+    sample, by_quota = requests.sample(CURVE, seed=3), ebr.steered(Controls(merge="quota"))
     lists: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] * len(sample) for _ in ALPHAS]
     for at, log_p, inside in encoded(ebr, sample.contexts):
         for mine, alpha in zip(lists, ALPHAS, strict=True):
             for i, row in zip(at, ebr.scores(log_p, inside, alpha), strict=True):
-                mine[i] = ebr.evidence(sample.contexts[i], row, LIST).items
+                mine[i] = by_quota.evidence(sample.contexts[i], row, LIST).items
     curve = []
     for alpha, mine in zip(ALPHAS, lists, strict=True):
         entropy = []

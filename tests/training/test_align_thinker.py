@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from tests_support import TEXT, tiny_llama, tiny_model
 
 import training.instructions
@@ -140,46 +143,157 @@ def test_the_private_methods_of_trl_are_those_that_are_overridden() -> None:
     assert "current_gradient_accumulation_steps" in inspect.getsource(trainer._compute_loss)
 
 
-def test_a_real_run_trains_with_live_ratios_and_a_floor(tmp_path: Path) -> None:
-    """TRL itself on a tiny language model: rewards of our functions, our loss, old log-probabilities, the floor."""
+def run_trl(
+    folder: Path, reward: Callable[..., list[float | None]], floors: tuple[float, float] = (np.nan, np.nan)
+) -> tuple[Any, list[dict[str, Any]], list[torch.Tensor]]:
+    """TRL itself on a tiny language model: four steps on two batches of four completions. Returns the trainer, its
+    batches of rollouts and the weights it began with."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset as Table
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tiny_llama(tmp_path / "llama")
+    llama = tiny_llama(folder / "llama")
     config = AlignThinkerConfig(Path("b"), Path("o"), group=4, prompts_per_step=1, updates=2)
-    seen: list[tuple[float, float]] = []
+    seen: list[dict[str, Any]] = []
 
     class Watched(trainer_class(config)):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             output = super()._generate_and_score_completions(inputs)
-            assert output["old_per_token_logps"] is not None
-            seen.append((float(output["advantages"].max()), float(self._floor[0])))
+            seen.append(output | {"floor": float(self._floor[0])})
             return output
 
-    def length(completions: list[Any], **_: Any) -> list[float]:
-        return [float(len(c[-1]["content"])) for c in completions]
-
     chat = [{"role": "user", "content": "tea?"}]
-    rows = [{"prompt": chat, "position": i, "floor": 1e9 if i % 2 else float("nan")} for i in range(2)]
+    rows = [{"prompt": chat, "position": i, "floor": floors[i]} for i in range(2)]
     trainer = Watched(
-        model=AutoModelForCausalLM.from_pretrained(folder),
-        reward_funcs=[length],
+        model=AutoModelForCausalLM.from_pretrained(llama),
+        reward_funcs=[reward],
         args=trl.GRPOConfig(
-            output_dir=str(tmp_path / "run"), max_steps=4, per_device_train_batch_size=4, num_generations=4,
+            output_dir=str(folder / "run"), max_steps=4, per_device_train_batch_size=4, num_generations=4,
             num_iterations=2, gradient_accumulation_steps=1, max_completion_length=8, reward_weights=[1.0], beta=0.0,
             learning_rate=1e-2, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, logging_steps=1,
             save_strategy="no", gradient_checkpointing=False, shuffle_dataset=False,
         ),
         train_dataset=Table.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
+        processing_class=AutoTokenizer.from_pretrained(llama, padding_side="left"),
     )  # fmt: skip
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
+    return trainer, seen, before
+
+
+def length(completions: list[Any], **_: Any) -> list[float | None]:
+    return [float(len(c[-1]["content"])) for c in completions]
+
+
+def test_a_real_run_trains_with_live_ratios_and_a_floor(tmp_path: Path) -> None:
+    """Rewards of our functions, our loss, old log-probabilities, the floor."""
+    trainer, seen, before = run_trl(tmp_path, length, floors=(np.nan, 1e9))
     said = [line for line in trainer.state.log_history if "ratio_largest" in line]
     assert len(said) == 4 and said[0]["ratio_largest"] == pytest.approx(1.0, abs=1e-3)
     assert max(line["ratio_largest"] for line in said[1::2]) > 1.001  # the second step on the same texts
     assert len(seen) == 2  # two batches of rollouts, each used twice
-    for highest, floor in seen:
-        assert highest == 0 if np.isfinite(floor) else highest > 0  # above every reward: nothing positive is left
+    for batch in seen:
+        assert batch["old_per_token_logps"] is not None
+        highest = float(batch["advantages"].max())
+        assert highest == 0 if np.isfinite(batch["floor"]) else highest > 0  # above every reward: none stays positive
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_a_completion_without_a_reward_teaches_nothing(tmp_path: Path) -> None:
+    """As TRL has it: advantage 0, and the group's mean and deviation are those of the others."""
+    earned = [None, 1.0, 2.0, 6.0]
+    _, seen, _ = run_trl(tmp_path, lambda completions, **_: earned)
+    deviation = torch.tensor([1.0, 2.0, 6.0]).std() + 1e-4
+    for batch in seen:
+        expected = torch.tensor([0.0, -2.0, -1.0, 3.0]) / deviation
+        torch.testing.assert_close(batch["advantages"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_groups_of_equal_or_no_rewards_change_nothing(tmp_path: Path) -> None:
+    for earned in (2.0, None):
+        trainer, _, before = run_trl(tmp_path / str(earned), lambda completions, earned=earned, **_: [earned] * 4)
+        assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+# -- the whole job ---------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def listener(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny bundle as one that reads texts, each a vector of its own; and any reply as an instruction, as a tiny
+    random model writes no JSON."""
+    load, size = Bundle.load, Bundle.load(tiny_bundle).generator.config.text_dim
+
+    def reads_texts(folder: Path) -> Bundle:
+        bundle = load(folder)
+        bundle.config["embeddings"] = ""
+        vars(bundle)["embedder"] = None
+        return bundle
+
+    def vector(text: str) -> np.ndarray:
+        return np.random.default_rng(list(text.encode())).normal(size=size).astype(np.float32)
+
+    def made(text: str, schema: object) -> Instruction | None:
+        return Instruction("s", ("i",), text) if text.strip() else None
+
+    monkeypatch.setattr(align_thinker.Bundle, "load", reads_texts)
+    monkeypatch.setattr(align_thinker, "embed_texts", lambda _, texts: np.stack([vector(t) for t in texts]))
+    monkeypatch.setattr(align_thinker, "parse", made)
+    return tiny_bundle
+
+
+def settings(bundle: Path, llama: Path, out: Path) -> AlignThinkerConfig:
+    return AlignThinkerConfig(
+        bundle, out, model=str(llama), steps=6, updates=2, checkpoint_steps=2, prompts_per_step=1, group=3, tokens=8,
+        later=0, held_out=4, rank=2, learning_rate=0.05,
+    )  # fmt: skip
+
+
+def test_a_bundle_becomes_an_adapter_and_a_killed_run_the_same_one(
+    listener: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama, lines = tiny_llama(tmp_path / "llama", layers=2), []
+    whole = align_thinker.align(settings(listener, llama, tmp_path / "one"), lines.append)
+    told = json.loads((whole / "alignment.json").read_text())
+    for when in ("before", "after"):
+        figures = told[when]["figures"]
+        assert set(figures) == {*PARTS, "reward", "intent hit"}
+        assert all(f["low"] <= f["mean"] <= f["high"] for f in figures.values())
+        assert len(told[when]["samples"]) == 4 and all(s["shown"] and "said" in s for s in told[when]["samples"])
+    assert told["before"]["figures"] != told["after"]["figures"]
+    assert [line["step"] for line in told["log"]] == [1, 3, 5]  # a line for each batch of rollouts
+    assert any(line.startswith("thinker: 5 of 6 steps, reward") for line in lines)
+    about = json.loads((whole / "thinker.json").read_text())
+    assert about["figures"]["after"] == told["after"]["figures"] and about["resumed"] is False
+    assert not (tmp_path / "one.work").exists()
+
+    go_on = align_thinker.go_on
+
+    def dies(trainer: Any, checkpoint: Path | None, steps: int) -> None:
+        class Kill(transformers.TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == 5:
+                    raise Killed
+
+        trainer.add_callback(Kill())
+        go_on(trainer, checkpoint, steps)
+
+    asked = settings(listener, llama, tmp_path / "two")
+    monkeypatch.setattr(align_thinker, "go_on", dies)
+    with pytest.raises(Killed):
+        align_thinker.align(asked, lines.append)
+    assert not asked.out.exists()
+    monkeypatch.setattr(align_thinker, "go_on", go_on)
+    align_thinker.align(asked, lines.append)
+    assert "thinker: goes on at checkpoint-4" in lines
+    name = "adapter_model.safetensors"
+    assert (asked.out / name).read_bytes() == (whole / name).read_bytes()
+    again = json.loads((asked.out / "alignment.json").read_text())
+    assert again["before"] == told["before"] and again["after"] == told["after"]
+    lines.clear()
+    align_thinker.align(asked, lines.append)
+    assert lines == [f"{asked.out} is there already, made with the same settings"]

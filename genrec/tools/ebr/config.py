@@ -84,20 +84,30 @@ class Controls:
 
     alpha: None takes the fitted one; 0 gives every cluster the same share, a large one all to the likeliest. quotas:
     exact numbers of items by cluster label or number, taken off before the rest is shared out. floors: at least so
-    many items of a cluster. merge: "quota" (M_k of each cluster), or "global" (the likeliest items, wherever they are).
+    many items of a cluster. merge: "quota" (M_k of each cluster), or "global" (the likeliest items, wherever they are);
+    None is "quota" where any of the others is set, else "global": quotas are control, and cost recall (measured:
+    docs/retrieval-tools.md).
     """
 
     alpha: float | None = None
     quotas: Mapping[str, int] = field(default_factory=dict)
     floors: Mapping[str, int] = field(default_factory=dict)
-    merge: str = "quota"
+    merge: str | None = None
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 <= self.alpha < math.inf:
             raise GenrecError(f"alpha is {self.alpha}; it must be a number of at least 0")
-        if self.merge not in ("quota", "global"):
+        if self.merge not in (None, "quota", "global"):
             raise GenrecError(f"the merge is {self.merge!r}; it must be quota or global")
+        if self.merge == "global" and (self.quotas or self.floors):
+            raise GenrecError("the merge is 'global', which has no quotas and no floors; leave it out, or take 'quota'")
         for name, of in (("quota", self.quotas), ("floor", self.floors)):
             for cluster, count in of.items():
                 if count < 0:
                     raise GenrecError(f"the {name} of cluster {cluster!r} is {count}; it must be at least 0")
+
+    @property
+    def by_quota(self) -> bool:
+        """Whether each cluster has its number of items."""
+        asked = self.alpha is not None or bool(self.quotas) or bool(self.floors)
+        return asked if self.merge is None else self.merge == "quota"

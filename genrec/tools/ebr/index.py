@@ -2,8 +2,8 @@
 
 From the paper: a nearest-neighbour index per cluster, searched in parallel. Ours: one index with offsets. Up to EXACT
 items it is the vectors in the order of the clusters, and a cluster is a slice. Above, it is one IndexIVFFlat in which
-every cluster has inverted lists of its own (its centroids are found inside it), so that the vectors of all users and
-clusters are searched with one call, each in the lists of its cluster only.
+every cluster has inverted lists of its own (its centroids are found inside it): the users' vectors of a cluster are
+searched together, in its lists only.
 """
 
 from __future__ import annotations

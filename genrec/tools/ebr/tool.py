@@ -21,7 +21,7 @@ import numpy as np
 
 from genrec.contracts import Evidence, UserContext
 from genrec.data.dataset import Catalog, Sequences
-from genrec.tools.base import CHUNK, Tool, events, short_title
+from genrec.tools.base import CHUNK, Tool, check_rows, events, short_title
 from genrec.tools.ebr.clusters import Clusters, divide
 from genrec.tools.ebr.config import Controls, EBRConfig
 from genrec.tools.ebr.index import EXACT, ClusterIndex
@@ -192,8 +192,10 @@ class EBR(Tool):
     # -- retrieve ------------------------------------------------------------------------------------
 
     def retrieve(self, contexts: list[UserContext], k: int, controls: Controls | None = None) -> list[Evidence]:
-        """At most k rows per context, M_k from every cluster, best first; history and trigger excluded. Evidence.vector
-        is the user as the likeliest cluster sees them: the un-prompted vector is learned for the intent head alone."""
+        """At most k rows per context, best first: the likeliest, or M_k from every cluster (Controls.merge), without
+        history and trigger. Evidence.vector is the user as the likeliest cluster sees them: the un-prompted vector is
+        learned for the intent head alone. Raises GenrecError for unknown rows and clusters."""
+        check_rows(contexts, len(self.titles))
         tool = self if controls is None else self.steered(controls)
         out: list[Evidence] = []
         for start in range(0, len(contexts), CHUNK):
@@ -204,7 +206,7 @@ class EBR(Tool):
         vectors = self.user_vectors(contexts)
         if not self._index and len(self.items) > EXACT:
             self._index.append(ClusterIndex(self.items, self.clusters))
-        if not self._index or self.config.single or self.controls.merge == "global":
+        if not self._index or self.config.single:
             scores = self._score(contexts, vectors)
             found = [self.evidence(c, row, k) for c, row in zip(contexts, scores, strict=True)]
         else:
@@ -216,28 +218,34 @@ class EBR(Tool):
         return [dataclasses.replace(e, vector=v) for e, v in zip(found, seen, strict=True)]
 
     def _search(self, contexts: list[UserContext], vectors: np.ndarray, index: ClusterIndex, k: int) -> list[Evidence]:
-        """Through the index: every cluster gives M_k and as many more as the user has seen there."""
+        """Through the index: every cluster gives M_k (k where the likeliest are asked for), and as many more as the
+        user has seen there."""
         log_p = self.intent(vectors)
         assert log_p is not None
         seen = [np.unique(np.array(events(c)[0], np.int64)) for c in contexts]
         inside = np.stack([np.bincount(self.clusters.of[s], minlength=len(self.clusters)) for s in seen])
         left = self.clusters.sizes[None] - inside
-        counts = counts_of(k, log_p, left, self.clusters, self.controls, self.config.alpha)
+        if self.controls.by_quota:
+            counts = counts_of(k, log_p, left, self.clusters, self.controls, self.config.alpha)
+        else:
+            counts = np.minimum(max(0, k), left)
         rows, logits = index.search(vectors[:, :-1], np.where(counts > 0, counts + inside, 0))
         share = sharpened(log_p, self._alpha())
         mass = index.log_mass(vectors[:, :-1])
         out = []
         for b, context in enumerate(contexts):
             if not len(seen[b]):
-                out.append(self._evidence(context, rows[b][:0], logits[b][:0], share[b], counts[b]))
+                out.append(self._evidence(context, rows[b][:0], logits[b][:0], share[b], np.zeros_like(counts[b])))
                 continue
             fresh = ~np.isin(rows[b], seen[b]) & (rows[b] >= 0)
             items, of = rows[b][fresh], self.clusters.of[rows[b][fresh]]
             value = logits[b][fresh] - mass[b, of] + np.log(np.maximum(share[b, of], 1e-30)) + np.log(len(self.titles))
             place = _place_within(of, value)
             keep = place < counts[b, of]
-            order = np.lexsort((items[keep], -value[keep]))
-            out.append(self._evidence(context, items[keep][order], value[keep][order], share[b], counts[b]))
+            items, of, value = items[keep], of[keep], value[keep]
+            order = np.lexsort((items, -value))[:k]
+            given = np.bincount(of[order], minlength=len(self.clusters))
+            out.append(self._evidence(context, items[order], value[order], share[b], given))
         return out
 
     def evidence(self, context: UserContext, scores: np.ndarray, k: int) -> Evidence:
@@ -250,7 +258,7 @@ class EBR(Tool):
         fresh = np.ones(len(scores), bool)
         fresh[seen] = False
         left = np.bincount(self.clusters.of[fresh], minlength=len(self.clusters))
-        if self.controls.merge == "global":
+        if not self.controls.by_quota:
             rows = _best(scores, np.flatnonzero(fresh), k)
             counts = np.bincount(self.clusters.of[rows], minlength=len(self.clusters))
         else:

@@ -75,3 +75,13 @@ def test_controls_say_what_is_wrong() -> None:
         counts_of(6, np.zeros((1, 3)), np.array([[5, 3, 2]]), CLUSTERS, Controls(floors={"jam": 1}), 1.0)
     with pytest.raises(GenrecError, match="ask for 5 items in a list of 4"):
         counts_of(4, np.zeros((1, 3)), np.array([[5, 3, 2]]), CLUSTERS, Controls(floors={"tea": 3, "1": 2}), 1.0)
+
+
+def test_quotas_need_the_merge_that_has_them() -> None:
+    assert not Controls().by_quota and not Controls(merge="global", alpha=2.0).by_quota
+    assert all(c.by_quota for c in (Controls(alpha=1.0), Controls(floors={"tea": 1}), Controls(merge="quota")))
+    for changes in ({"quotas": {"tea": 1}}, {"floors": {"tea": 1}}):
+        with pytest.raises(GenrecError, match="merge is 'global', which has no quotas"):
+            Controls(merge="global", **changes)  # type: ignore[arg-type]
+    with pytest.raises(GenrecError, match="must be quota or global"):
+        Controls(merge="best")

@@ -120,6 +120,38 @@ def test_a_history_that_has_used_up_its_cluster_gets_the_others(ebr: EBR) -> Non
     assert len(found.items) == 10 and (found.items >= PER_KIND).all()
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_used_up_cluster_and_a_quota_above_its_size_on_the_index(
+    ebr: EBR, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ebr, "_index", [ClusterIndex(ebr.items, ebr.clusters, exact, probes=99)])
+    (found,) = ebr.retrieve(contexts(list(range(PER_KIND))), 10, Controls(merge="quota"))
+    assert len(found.items) == 10 and (found.items >= PER_KIND).all()
+    (found,) = ebr.retrieve(contexts([0, 1, 2]), 20, Controls(quotas={"bread": 15}))
+    kinds = np.bincount(found.items // PER_KIND, minlength=4)
+    assert kinds[1] == PER_KIND and kinds.sum() == 20  # all that there are, and the list is still full
+
+
+def test_a_large_catalogue_is_searched_by_the_index(ebr: EBR, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [e.items.tolist() for e in ebr.retrieve(ASKED, 6)]
+    assert ebr._index == []
+    monkeypatch.setattr("genrec.tools.ebr.tool.EXACT", 31)
+    monkeypatch.setattr("genrec.tools.ebr.index.EXACT", 31)
+    monkeypatch.setattr(ebr, "_index", [])
+    found = [e.items.tolist() for e in ebr.steered(Controls()).retrieve(ASKED, 6)]
+    assert len(ebr._index) == 1 and ebr._index[0].approximate and ebr._index[0].index.ntotal == 32
+    hits = [len(set(a) & set(b)) for a, b in zip(whole, found, strict=True)]
+    assert [len(f) for f in found] == [6, 6, 0, 6] and sum(hits) >= 16  # approximate
+
+
+def test_rows_that_the_tool_does_not_know_are_named(ebr: EBR) -> None:
+    for asked in ([99], [-1]):
+        with pytest.raises(GenrecError, match=f"context 1 names row {asked[0]}, and the tool was fitted on 32 items"):
+            ebr.retrieve(contexts([0], asked), 5)
+    with pytest.raises(GenrecError, match="names row 40"):
+        ebr.retrieve([UserContext(history=(0,), trigger=40)], 5)
+
+
 def test_alpha_narrows_the_list(ebr: EBR) -> None:
     def entropy(alpha: float) -> float:
         of = ebr.clusters.of[ebr.retrieve(contexts([0, 9, 17]), 12, Controls(alpha=alpha))[0].items]
@@ -140,20 +172,32 @@ def test_quotas_and_floors_are_kept_and_steering_leaves_the_tool_as_it_is(ebr: E
         ebr.steered(Controls(quotas={"jam": 1}))
     with pytest.raises(GenrecError, match="in a list of 4"):
         steered.retrieve(contexts([0]), 4)
-    likeliest = ebr.retrieve(contexts([0, 1, 2]), 5, Controls(merge="global"))[0]
-    best = ebr.score_all(contexts([0, 1, 2]))[0]
-    best[[0, 1, 2]] = -np.inf
-    assert likeliest.items.tolist() == np.argsort(-best)[:5].tolist()
+
+
+def test_without_controls_the_list_is_that_of_the_likeliest_items(ebr: EBR) -> None:
+    asked = contexts([0, 9, 17])
+    best = ebr.score_all(asked)[0]
+    best[[0, 9, 17]] = -np.inf
+    expected = np.argsort(-best)[:12].tolist()
+    for controls in (None, Controls(), Controls(merge="global")):
+        assert ebr.retrieve(asked, 12, controls)[0].items.tolist() == expected
+    quotas = ebr.retrieve(asked, 12, Controls(merge="quota"))[0].items.tolist()
+    assert quotas == ebr.retrieve(asked, 12, Controls(alpha=1.0))[0].items.tolist() != expected
 
 
 def test_the_index_finds_what_scores_find(ebr: EBR) -> None:
-    whole = ebr.retrieve(ASKED, 6)
-    for exact in (True, False):
-        ebr._index = [ClusterIndex(ebr.items, ebr.clusters, exact, probes=99)]  # as for a large catalogue
-        found = ebr.retrieve(ASKED, 6)
-        for a, b in zip(whole, found, strict=True):
-            assert set(a.items.tolist()) == set(b.items.tolist())
-            np.testing.assert_allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-3)
+    for merge in ("quota", "global"):
+        ebr._index = []
+        whole = ebr.retrieve(ASKED, 6, Controls(merge=merge))
+        for exact in (True, False):
+            ebr._index = [ClusterIndex(ebr.items, ebr.clusters, exact, probes=99)]  # as for a large catalogue
+            found = ebr.retrieve(ASKED, 6, Controls(merge=merge))
+            for a, b in zip(whole, found, strict=True):
+                assert set(a.items.tolist()) == set(b.items.tolist())
+                np.testing.assert_allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-3)
+                assert a.details is not None and b.details is not None
+                counts = [{c["cluster"]: c["items"] for c in e.details["clusters"]} for e in (a, b) if e.details]
+                assert counts[0] == counts[1]
     ebr._index = []
 
 
