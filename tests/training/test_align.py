@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from genrec.generator.model import GeneratorModel
 from genrec.generator.search import make_history, make_request, score_items
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
 from genrec.tools.fusion import standardise
-from training.align import verdict
+from training.align import Align, verdict
 from training.align_config import LOSSES, AlignConfig
+from training.evaluate import ALONE_ROW
+from training.fit import Fit
 from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function
 
 ITEMS, DIMENSIONS = 24, 8
@@ -458,3 +461,20 @@ def test_the_command_takes_every_setting_as_a_flag_and_refuses_in_one_line(capsy
     assert main(["align", "--bundle", "absent", "--out", "o"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "absent is not a bundle" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("after", "word"), [(0.09, "LOWER than"), (0.11, "against")])
+def test_the_last_line_says_what_became_of_the_test_results(
+    after: float, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = object.__new__(Align)
+    job.source, job.folder = SimpleNamespace(folder=tmp_path / "before"), tmp_path / "after"  # type: ignore[assignment]
+    monkeypatch.setattr(Fit, "make_report", lambda _: "report written")
+    for folder, value in ((tmp_path / "before", 0.1), (tmp_path / "after", after)):
+        (folder / "report").mkdir(parents=True)
+        rows = [
+            {"system": ALONE_ROW, "slice": part, "metrics": {"NDCG@10": {"mean": x}}}
+            for part, x in (("same-day", 0.9), ("all", value))
+        ]
+        (folder / "report" / "report.json").write_text(json.dumps({"rows": rows}))
+    assert job.make_report() == f"report written; {ALONE_ROW} {after:.4f}, {word} 0.1000 before"
