@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 SHARD = 256  # prompts of one file: what is generated again when a worker dies, and what is stored at once
 BATCH = 64  # prompts of one batch
+LIGHT = 0  # cores that reading and handing on ask for: engines may hold all there are, and would wait for ever
 SHARDS = "part-*.parquet"
 SCHEMA = pa.schema(
     [
@@ -191,7 +192,7 @@ class Processor(Engine):
             model_source=self._path,
             engine_kwargs=self._settings,
             concurrency=(workers, workers),
-            batch_size=BATCH,
+            batch_size=min(BATCH, _largest(folder)),  # never more than a shard, which comes back as a whole
             # Without a GPU the processor would wait for one.
             placement_group_config=None if torch.cuda.is_available() else {"bundles": [{"CPU": self._cpus}]},
             log_engine_metrics=False,
@@ -199,7 +200,11 @@ class Processor(Engine):
             tokenize_stage=False,
             detokenize_stage=False,
         )
-        yield from _collect(build_processor(config, preprocess=before, postprocess=after)(_shards(folder)))
+        light: Any = {"num_cpus": LIGHT}
+        whole = build_processor(
+            config, preprocess=before, postprocess=after, preprocess_map_kwargs=light, postprocess_map_kwargs=light
+        )
+        yield from _collect(whole(_shards(folder)))
 
 
 def ray_instruct(
@@ -321,12 +326,17 @@ def _useful(workers: int, folder: Path) -> int:
     return min(workers, len(list(folder.glob(SHARDS))))
 
 
+def _largest(folder: Path) -> int:
+    """The most prompts in a shard."""
+    return max(pq.read_metadata(path).num_rows for path in folder.glob(SHARDS))
+
+
 def _shards(folder: Path) -> Any:
     """The shards as a Ray data set of one block each."""
     import ray.data
 
     paths = [str(path) for path in sorted(folder.glob(SHARDS))]
-    return ray.data.read_parquet(paths, override_num_blocks=len(paths))
+    return ray.data.read_parquet(paths, override_num_blocks=len(paths), ray_remote_args={"num_cpus": LIGHT})
 
 
 def _collect(dataset: Any) -> Iterator[list[Reply]]:

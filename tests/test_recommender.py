@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests_support import HOSTILE_TITLE
+from tests_support import HOSTILE_TITLE, readable
 
 from genrec import Recommender
 from genrec.bundle import Bundle, seal
@@ -22,7 +23,7 @@ from genrec.cli import main
 from genrec.contracts import Instruction, Trace
 from genrec.data import load_dataset
 from genrec.errors import GenrecError
-from genrec.instructions.store import query_key
+from genrec.instructions.store import open_store, query_key
 from training.config import FitConfig
 from training.fit import fit
 from ui import session
@@ -142,7 +143,7 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
 
 
 def test_a_search_text_with_a_stored_rewriting_is_followed_by_that(tiny_bundle: Path, tmp_path: Path) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     vectors = {"Something for bread; cheese": recommender.bundle.embeddings[30]}
     recommender.bundle.__dict__["embedder"] = lambda texts: np.stack(
         [vectors.get(t, recommender.bundle.embeddings[50]) for t in texts]
@@ -163,18 +164,8 @@ def test_a_search_text_with_a_stored_rewriting_is_followed_by_that(tiny_bundle: 
     assert recommender.recommend(user).instruction_source == "default"  # a rewriting is nobody's instruction
 
 
-def readable(tiny_bundle: Path, folder: Path) -> Recommender:
-    """As if the shop had been embedded from text, with weights of its own for searches."""
-    recommender = Recommender.load(shutil.copytree(tiny_bundle, folder))
-    bundle = recommender.bundle
-    bundle.config["embeddings"] = ""
-    bundle.__dict__["embedder"] = lambda texts: np.repeat(bundle.embeddings[30:31], len(texts), 0)
-    bundle.weights["search"] = {"floors": {"content": 1.0}, "fused": {"content": 1.0, "generator": 0.5}}
-    return recommender
-
-
 def test_a_text_typed_at_home_is_a_search_that_every_part_hears(tiny_bundle: Path, tmp_path: Path) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     user = recommender.context(user="u1")
     found = recommender.recommend(user, instruction="cheese number")
     assert (found.context.scenario, found.context.query) == ("search", "cheese number")
@@ -190,7 +181,7 @@ def test_a_text_typed_at_home_is_a_search_that_every_part_hears(tiny_bundle: Pat
 
 
 def test_a_batch_of_several_scenarios_is_the_same_as_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     names = ["home", "item", "home", "discovery", "search", "item"]
     asked = [recommender.context(user=f"u{i}", scenario=s) for i, s in enumerate(names)]
     told = [None, None, "cheese", None, "tea", Instruction("s", ("i",), "jam")]
@@ -201,7 +192,7 @@ def test_a_batch_of_several_scenarios_is_the_same_as_one_by_one(tiny_bundle: Pat
 
 
 def test_the_trace_says_when_nothing_hears_the_instruction(tiny_bundle: Path, tmp_path: Path) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     deaf = recommender.recommend(recommender.context(user="u1"), instruction="cheese", weights={"ease": 1.0})
     assert "no weight to a part that reads the instruction" in deaf.note
     assert not recommender.recommend(recommender.context(user="u1"), weights={"ease": 1.0}).note
@@ -210,7 +201,7 @@ def test_the_trace_says_when_nothing_hears_the_instruction(tiny_bundle: Path, tm
 def test_a_stored_instruction_is_followed_without_a_language_model(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     recommender.bundle.store.put_many([("u1", "home", Instruction("s", ("i",), "cheese"))])
     for name in [m for m in sys.modules if m.split(".")[0] in ("serving", "vllm")]:
         monkeypatch.delitem(sys.modules, name)
@@ -222,7 +213,7 @@ def test_a_stored_instruction_is_followed_without_a_language_model(
 
 
 def test_an_expired_instruction_leaves_the_learned_default(tiny_bundle: Path, tmp_path: Path) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     user, item = recommender.context(user="u1"), recommender.context(user="u1", scenario="item")
     default = recommender.recommend(user)
     store = recommender.bundle.store
@@ -237,7 +228,7 @@ def test_a_store_that_fails_fails_no_request(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "bundle"
-    recommender = readable(tiny_bundle, folder)
+    recommender = readable(shutil.copytree(tiny_bundle, folder))
     user = recommender.context(user="u1")
     expected = recommender.recommend(user).recommended
     path = folder / "instructions.sqlite"
@@ -260,10 +251,29 @@ def test_a_store_that_fails_fails_no_request(
     other.close()
 
 
+def test_a_store_server_that_is_down_fails_no_request(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("redis")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(folder)
+    user = recommender.context(user="u1")
+    expected = recommender.recommend(user).recommended
+    recommender.bundle.__dict__["store"] = open_store(f"redis://127.0.0.1:{port}/0?prefix=shop")
+    for _ in range(2):
+        found = recommender.recommend(user)
+        assert found.instruction_source == "default" and found.recommended == expected
+    said = [r.message for r in caplog.records if r.name == "genrec.recommender"]
+    assert len(said) == 1 and "go on without stored instructions" in said[0]
+
+
 def test_a_bundle_in_a_read_only_folder_needs_no_store(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recommender = readable(tiny_bundle, tmp_path / "bundle")
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     before = sorted((tmp_path / "bundle").rglob("*"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert recommender.recommend(recommender.context(user="u1")).instruction_source == "default"

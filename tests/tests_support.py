@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrec import Recommender
 from genrec.contracts import Evidence
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
@@ -140,3 +141,14 @@ def run_script(module: ModuleType, patch: pytest.MonkeyPatch, *arguments: str) -
     """What its `main` returns with these arguments."""
     patch.setattr(sys, "argv", [module.__name__, *arguments])
     return int(module.main())
+
+
+def readable(folder: Path) -> Recommender:
+    """Of a copy of the tiny bundle, as if the shop had been embedded from text (every text means a cheese), with
+    weights of its own for searches."""
+    recommender = Recommender.load(folder)
+    bundle = recommender.bundle
+    bundle.config["embeddings"] = ""
+    bundle.__dict__["embedder"] = lambda texts: np.repeat(bundle.embeddings[30:31], len(texts), 0)
+    bundle.weights["search"] = {"floors": {"content": 1.0}, "fused": {"content": 1.0, "generator": 0.5}}
+    return recommender

@@ -27,7 +27,7 @@ from genrec.io import read_json, write_json
 from genrec.state import CHECKPOINT, State
 
 # lambda_r and lambda_d of Eq. 2: the paper does not say. With .01 for both, as in the one public re-implementation,
-# the cosine wins over the spread: nearly all of q and t becomes one shared direction (docs/slow-thinking.md).
+# the cosine wins over the spread: nearly all of q and t becomes one shared direction (seen in a fit of ML-100K).
 Q2I_VARIANCE, Q2I_DECORRELATION = 0.5, 1.0
 TAUGHT = 0.6  # of a run: what follows on the users' own choices is what the tools do not know yet (docs/results)
 

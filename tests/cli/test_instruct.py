@@ -13,18 +13,12 @@ from typing import Any
 
 import pytest
 from cli_support import Capture, error_of, json_of, start
+from tests_support import readable
 
-from genrec import Recommender, commands
+from genrec import commands
 from genrec.cli import main
 from genrec.instructions.store import open_store, query_key
 from training.config import FitConfig
-
-
-def readable(folder: Path) -> Recommender:
-    """As if the shop had been embedded from text."""
-    recommender = Recommender.load(folder)
-    recommender.bundle.config["embeddings"] = ""
-    return recommender
 
 
 def test_instructions_are_written_once(own_bundle: Path, scripted: list[str], capsys: Capture) -> None:

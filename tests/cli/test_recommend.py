@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import Capture, error_of, json_of
+from tests_support import readable
 
 from genrec.bundle import FORMAT
 from genrec.cli import main
@@ -31,6 +32,31 @@ def test_recommend_keeps_to_its_filters(tiny_bundle: Path, capsys: Capture) -> N
     assert {r["item"] for r in only} == {"jam-1", "jam-2"}
     assert json_of(capsys, *ask, "--allow", "tea-1")["recommended"] == []
     assert main([*ask, "--allow", "tea-1"]) == 0 and "Nothing is left" in capsys.readouterr().out
+
+
+def test_query_instruction_and_scenario_each_change_the_list(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    ready = readable(own_bundle)
+    monkeypatch.setattr("genrec.commands._load", lambda _: ready)
+    ask = ("recommend", "--bundle", str(own_bundle), "--user", "u1", "--k", "6")
+    plain = json_of(capsys, *ask)
+
+    def told(*flags: str) -> tuple[dict, list[str]]:
+        found = json_of(capsys, *ask, *flags)
+        items = [r["item"] for r in found["recommended"]]
+        assert items != [r["item"] for r in plain["recommended"]]
+        return found, items
+
+    found, items = told("--query", "cheese number")
+    assert found["instruction_source"] == "query" and sum(i.startswith("cheese") for i in items) >= 3
+    found, items = told("--instruction", "cheese number")
+    assert found["instruction_source"] == "given" and sum(i.startswith("cheese") for i in items) >= 3
+    found, items = told("--scenario", "item", "--trigger", "soap-1")
+    assert found["instruction_source"] == "default" and "soap-1" not in items
+    ready.bundle.weights["discovery"] = {"floors": {"content": 1.0}, "fused": {"generator": 1.0}}
+    found, _ = told("--scenario", "discovery")
+    assert not any(r["item"].startswith("cheese") for r in plain["recommended"])
 
 
 def test_an_empty_history_gets_popular_items(tiny_bundle: Path, capsys: Capture) -> None:

@@ -4,6 +4,7 @@ profiles."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests_support import tiny_model
 from genrec.contracts import UserContext
 from genrec.data.dataset import Sequences
 from genrec.generator import batches
-from genrec.generator.batches import TrainingData
+from genrec.generator.batches import ScenarioTask, TrainingData
 from genrec.generator.profile import bucket
 from genrec.generator.search import make_history
 
@@ -87,3 +88,73 @@ def test_some_windows_are_trained_without_profiles_and_attributes() -> None:
     hidden = data.batch(data.windows(6, np.random.default_rng(0)), seed=0).history.profile < 0
     assert hidden.all(1).float().mean() == pytest.approx(batches.UNKNOWN, abs=0.02)
     assert hidden[~hidden.all(1)].float().mean() == pytest.approx(batches.UNKNOWN, abs=0.02)
+
+
+# -- which text a training position follows ------------------------------------------------------------------
+
+USERS, EVENTS = 60, 8
+TOLD = np.arange(USERS * EVENTS, dtype=np.int32)  # every event as a target has a text of its own
+TOLD[::3] = -1  # but not all
+TEXTS = np.stack([np.arange(USERS * EVENTS), np.full(USERS * EVENTS, 1.0)], 1).astype(np.float32)
+SEARCH = 2
+
+
+def told_data(**changes: Any) -> TrainingData:
+    """Events are items of their own, so that a target says which event it is; queries are (-1, row)."""
+    n = USERS * EVENTS
+    train = Sequences(
+        [f"u{i}" for i in range(USERS)],
+        np.arange(0, n + 1, EVENTS, dtype=np.int64),
+        np.arange(n, dtype=np.int32),
+        np.tile(np.arange(EVENTS) * DAY, USERS),
+        np.ones(n, np.float32),
+        np.full(n, np.nan, np.float32),
+    )
+    queries = np.stack([np.full(n, -1.0), np.arange(n)], 1).astype(np.float32)[:, None]
+    every = np.ones(n, bool)
+    tasks = (ScenarioTask("item", every, 0.3, trigger=True), ScenarioTask("search", every, 0.3, query=True))
+    made: dict[str, Any] = {"told": TOLD, "instructions": TEXTS, "instruction_dropout": 0.0}
+    made |= {"queries": queries} | changes
+    return TrainingData(train, tasks, {"home": 0, "item": 1, "search": SEARCH}, text_dim=2, **made)
+
+
+def positions_of(data: TrainingData, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Of every real position: the target, the scenario, the text, and whether there is one."""
+    batch = data.batch(data.windows(5, np.random.default_rng(0)), seed=seed)
+    real = (batch.targets >= 0).numpy()
+    request = batch.request
+    assert request.instruction is not None and request.instructed is not None
+    found = (batch.targets, request.scenario, request.instruction, request.instructed)
+    return tuple(x.numpy()[real] for x in found)
+
+
+def test_a_position_follows_the_text_of_its_target_and_a_search_its_query() -> None:
+    targets, scenario, text, instructed = positions_of(told_data())
+    search, able = scenario == SEARCH, TOLD[targets] >= 0
+    assert set(scenario.tolist()) == {0, 1, 2}
+    assert instructed[search].all() and (text[search] == np.stack([-np.ones(search.sum()), targets[search]], 1)).all()
+    other = ~search
+    assert (instructed[other] == able[other]).all()
+    assert (text[other & able] == TEXTS[targets[other & able]]).all()
+    assert not text[other & ~able].any()  # the learned default
+
+
+def test_without_queries_or_texts_positions_have_the_learned_default() -> None:
+    _, scenario, text, instructed = positions_of(told_data(queries=None))
+    assert not instructed[scenario == SEARCH].any()  # a stored text is no query
+    _, scenario, text, instructed = positions_of(told_data(told=None, instructions=None))
+    assert instructed[scenario == SEARCH].all() and not instructed[scenario != SEARCH].any()
+    assert not text[scenario != SEARCH].any()
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 1.0])
+def test_some_texts_and_queries_are_left_out_so_that_the_default_is_learned(dropout: float) -> None:
+    share: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(4):
+        targets, scenario, text, instructed = positions_of(told_data(instruction_dropout=dropout), seed)
+        search = scenario == SEARCH
+        share[True].append(instructed[search].mean())
+        share[False].append(instructed[~search & (TOLD[targets] >= 0)].mean())
+        assert not text[~instructed].any()
+    for found in share.values():
+        assert np.mean(found) == pytest.approx(1 - dropout, abs=0.06)

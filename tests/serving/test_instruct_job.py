@@ -1,8 +1,10 @@
 import json
 import shutil
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,11 @@ from genrec.data.dataset import Catalog
 from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore, context_hash, open_store
 from genrec.instructions.schema import violation
+from genrec.instructions.sqlite_store import SQLiteStore
 from serving.instruct import MAX_TOKENS, REMINDER, InstructReport, in_shard, instruct
-from serving.llm import Chat, Scripted
+from serving.llm import Chat, Endpoint, Scripted
 from serving.llm.base import generate_fitting
+from tests.serving.endpoint_server import Reply, Server, completion, serving
 
 TEMPLATE = prompts.load("intent_v2")
 CATALOG = Catalog(
@@ -252,3 +256,48 @@ def test_bad_requests_are_refused_before_anything_is_generated(tmp_path: Path) -
             run(store, model, chunk=0)
         assert model.calls == [] and store.count() == 0
         assert replace(run(store, model, []), seconds=0.0) == InstructReport(asked=0)
+
+
+def test_a_store_that_another_process_locks_ends_the_job_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with SQLiteStore(path, patience=0.01) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        model = Scripted(echo)
+        lines: list[str] = []
+
+        def lock(line: str) -> None:
+            lines.append(line)
+            if len(lines) == 1:
+                other.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(GenrecError, match="locked by another process") as caught:
+            instruct(CONTEXTS, CATALOG, model, TEMPLATE, store, chunk=4, report=lock)
+        assert "\n" not in str(caught.value) and store.count() == 4
+        other.execute("COMMIT")
+        other.close()
+        done = run(store, model)
+        assert (done.current, done.written) == (4, 6) and store.count() == 10
+        assert len(model.calls) == 4 + 4 + 6  # the chunk that could not be stored was asked for again
+
+
+def test_a_server_that_dies_in_the_middle_ends_the_job_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.llm.endpoint.PAUSES", (0.01, 0.02))
+    answered: list[str] = []
+
+    def script(_: Server, body: dict[str, Any]) -> Reply | None:
+        if len(answered) >= 5 and "back" not in answered:
+            return None  # a cut connection
+        answered.append("reply")
+        return completion(echo(body["messages"]))
+
+    with serving(script) as server, open_store(tmp_path / "s.sqlite") as store:
+        model = Endpoint(server.url, timeout=1.0)
+        with pytest.raises(GenrecError) as caught:
+            instruct(CONTEXTS, CATALOG, model, TEMPLATE, store, chunk=4)
+        assert server.url.removeprefix("http://").split("/")[0] in str(caught.value) and "\n" not in str(caught.value)
+        assert store.count() == 4  # the first chunk is whole
+        answered.append("back")
+        done = instruct(CONTEXTS, CATALOG, model, TEMPLATE, store, chunk=4)
+        assert (done.current, done.written, done.replaced) == (4, 6, 0) and store.count() == 10

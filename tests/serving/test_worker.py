@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from genrec.contracts import UserContext
 from genrec.errors import GenrecError
 from genrec.instructions import InstructionStore, open_store
+from genrec.instructions.sqlite_store import SQLiteStore
 from serving.llm import Backend, Chat, Scripted
 from serving.worker import Budget, Interactions, Worker, WorkerConfig, contexts_of
 from tests.serving.test_instruct_job import CATALOG, TEMPLATE, echo
@@ -214,6 +216,35 @@ def test_a_server_that_fails_ends_a_round_and_the_next_goes_on(place: Path) -> N
         done = keeper.round(contexts)
         assert (done.written, done.current) == (5, 4)
         assert len(model.calls) == 9 and store.count() == 9
+
+
+def test_a_locked_store_ends_a_round_and_not_the_worker(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts, said, rounds = [user(f"u{n}", n) for n in range(9)], [], []
+    with SQLiteStore(place, patience=0.01) as store:
+        store.put_many(())
+        other = sqlite3.connect(place, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        keeper = worker(store, every=0.01)
+        keeper.report = said.append
+        monkeypatch.setattr("serving.worker.contexts_of", lambda *_: contexts)
+
+        class Ended(Exception):
+            pass
+
+        class Sequences:
+            def sequences(self) -> None:
+                rounds.append(store.count())
+                if len(rounds) == 2:
+                    other.execute("COMMIT")
+                    other.close()
+                if len(rounds) == 3:
+                    raise Ended
+
+        with pytest.raises(Ended):
+            keeper.run(Sequences())  # type: ignore[arg-type]
+        assert rounds == [0, 0, 9]
+        failed = [line for line in said if "locked by another process" in line]
+        assert len(failed) == 1 and failed[0].endswith("the next round is in 0.01 s")
 
 
 def test_workers_side_by_side_write_nothing_twice(place: Path) -> None:

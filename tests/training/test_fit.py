@@ -11,13 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from genrec.bundle import Bundle
+from genrec.bundle import TIMELINE, Bundle
+from genrec.data import leave_one_out, load_dataset
 from genrec.errors import GenrecError
+from genrec.instructions.timeline import Timeline
 from training.fit import Fit, FitConfig, fit, read_embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -319,3 +323,26 @@ def test_own_embeddings_are_checked(tmp_path: Path) -> None:
 def test_a_fit_without_tools_leaves_the_generator_alone(tiny_config: Callable[..., FitConfig], tmp_path: Path) -> None:
     bundle = Bundle.load(fit(tiny_config(tmp_path / "alone", tools=(), epochs=1)))
     assert bundle.tools == {} and set(bundle.fusion("home")["fused"]) == {"generator"}
+
+
+def test_a_training_position_follows_only_texts_that_were_written_before_it(
+    shop_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = leave_one_out(load_dataset(str(shop_folder)))
+    first, second = split.train.users[:2]
+    written = Timeline((first, first, second), np.array([2, 4, 1]), ("two", "four", "one"), ("m",) * 3)
+    written.save(tmp_path / "t.parquet")
+    job = object.__new__(Fit)
+    job.config = SimpleNamespace(instructions=str(tmp_path / "t.parquet"), embedder="packaged")  # type: ignore[assignment]
+    job.split, job.folder, job.work, job.report = split, tmp_path, tmp_path, lambda _: None
+    monkeypatch.setattr("training.fit.TextEmbedder", lambda _: None)
+    monkeypatch.setattr("training.fit.embed_texts", lambda _, texts, say: np.ones((len(texts), 4), np.float32))
+    said = job.embed_instructions()
+    told = load_file(tmp_path / "told.safetensors")["told"]
+    start, n = split.train.offsets.tolist(), split.train.lengths.tolist()
+    # The k-th event of a user is the target of a request that knows k events.
+    assert told[: start[1]].tolist() == ([-1, -1, 0, 0] + [1] * 99)[: n[0]]
+    assert told[start[1] : start[2]].tolist() == ([-1] + [2] * 99)[: n[1]]
+    assert (told[start[2] :] == -1).all()
+    assert said == f"{n[0] - 2 + n[1] - 1} of {split.train.events:,} training positions follow one of 3"
+    assert len(Timeline.load(tmp_path / TIMELINE)) == 3

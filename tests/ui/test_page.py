@@ -197,11 +197,13 @@ def test_an_edited_instruction_is_followed_and_named(page: Page) -> None:
     assert page.locator("#traced .beam").inner_text() != before
     page.locator("#instruction textarea").fill("")
     expect(page.locator("#told .badge")).to_have_text("default")
+    soaps = sum(title.startswith("Soap") for title in listed(page))
     page.locator("#query textarea").fill("soap" + HOSTILE)
     expect(page.locator("#told .badge")).to_have_text("query")
     page.locator("#query textarea").press("Enter")
     expect(page.locator("#listed .badge")).to_have_text("query")
     expect(page.locator("#traced blockquote")).to_have_text("soap" + HOSTILE)
+    assert sum(title.startswith("Soap") for title in listed(page)) > soaps  # a search is obeyed by the list
 
 
 def test_an_edited_history_gives_up_the_stored_instruction(page: Page) -> None:
@@ -213,9 +215,12 @@ def test_an_edited_history_gives_up_the_stored_instruction(page: Page) -> None:
 
 def test_the_item_scenario_has_the_last_item_as_trigger_and_another_can_be_chosen(page: Page) -> None:
     expect(page.locator("#trigger")).to_have_count(0)
+    expect(page.locator("#listed .rec")).to_have_count(10)
+    beam = page.locator("#traced .beam").inner_text()
     page.locator("#scenario label", has_text="item").click()
     newest = history(page)[0]
     expect(page.locator("#traced dt", has_text="trigger")).to_be_visible()
+    assert page.locator("#traced .beam").inner_text() != beam  # the scenario alone, as the trigger is the newest item
     expect(page.locator("#traced dl dd", has_text=newest).first).to_be_visible()
     page.locator("#trigger input").click()
     other = page.locator("#trigger [role=option]").nth(1)
