@@ -154,6 +154,7 @@ def measure(dataset: Dataset, requests: EvalSet, written: Sequence[Written], emb
                 [quality.groundedness(i, s) for i, s in zip(part.instructions, part.shown, strict=True)]
             ),
             "distinct": quality.distinctness(texts),
+            "repeated": np.array([quality.repetition(text) for text in texts]),
         }
         rows.append(_row(part.name, users, found))
         hit_of[part.name] = found["intent hit"]

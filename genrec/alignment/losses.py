@@ -171,7 +171,7 @@ def sa_gcpo(
     (`genrec.alignment.advantages.suppressed`), which is all that differs.
 
     positive, negative: tau+ and tau-. The sources contradict each other on their order (one says that tau+ > tau- is
-    steadier, SAPO recommends the opposite). The defaults are one of the two orders: on ML-100K's validation no order and
+    steadier, SAPO recommends the opposite). The defaults are one of the two orders: on ML-100K validation no order and
     no pair is told apart from another (docs/alignment.md; tests/benchmarks/compare_alignment.py sweeps them).
     """
     return sapo(new, old, advantages, mask, positive, negative)

@@ -1,6 +1,6 @@
 """How good instructions are as text, apart from what a generator makes of them.
 
-Five figures, each of one instruction and so with an interval over users:
+Six figures, each of one instruction and so with an interval over users:
 
 - *Valid*: the model's first reply follows the schema (genrec.instructions.parse), before any retry or replacement.
 - *Intent hit*: look_for, embedded, retrieves the k nearest items of the catalogue that the user has not had. The hit
@@ -14,6 +14,7 @@ Five figures, each of one instruction and so with an interval over users:
 - *Grounded*: the share of the instruction's content words that stand in what the model was shown of this user (the
   last turn of the prompt). Stop words, and digits' marks, do not count; a plural counts as its singular.
 - *Distinct*: 1 where no other user has the same look_for, else 1 / how many have it.
+- *Repeated*: the share of look_for's content words that it has said before ("comedy, comedy").
 """
 
 from __future__ import annotations
@@ -117,6 +118,12 @@ def distinctness(texts: Sequence[str]) -> np.ndarray:
     folded = [" ".join(_stems(text)) for text in texts]
     counts = Counter(folded)
     return np.array([1 / counts[text] for text in folded])
+
+
+def repetition(text: str) -> float:
+    """See *Repeated*; 0 for a text without content words."""
+    words = [stem for stem in _stems(text) if stem not in STOP]
+    return 1 - len(set(words)) / len(words) if words else 0.0
 
 
 def _stems(text: str) -> list[str]:

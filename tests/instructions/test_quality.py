@@ -72,6 +72,12 @@ def test_distinctness_sums_to_the_number_of_different_texts() -> None:
     assert found.tolist() == [0.5, 0.5, 1.0] and found.sum() == 2
 
 
+def test_repetition_is_the_share_of_words_that_were_said_before() -> None:
+    assert quality.repetition("Firm, The; Firm, The; Dracula; Comedy, comedies, Drama") == pytest.approx(1 / 6)
+    assert quality.repetition("comedy, comedy, comedy") == pytest.approx(2 / 3)
+    assert quality.repetition("Lion King, The; Drama") == quality.repetition("the") == 0
+
+
 def test_values_of_fields_are_cut_and_nothing_else() -> None:
     table = {"item": ["a", "b"], "title": ["A", "B"], "category": [["Tea"], ["Jam"]], "year": ["1997", "1997"]}
     labels = Attributes(Catalog(pa.table(table), ("year",)))
