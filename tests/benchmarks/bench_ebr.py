@@ -1,18 +1,23 @@
 """What EBR costs: a training step beside SASRec's, and retrieval beside faiss, as the catalogue grows.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_ebr.py [--out ebr-cost] [--sizes 10000 100000 1000000 10000000]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_ebr.py [--out ebr.json] [--sizes 10000 100000 1000000 10000000]
 
 Training: steps of the same rows, lengths and negatives on random sequences, in turns; processor time, so that it holds
 on a busy machine with one thread. Retrieval: 500 of N synthetic items (a mixture of Gaussians, d = 64) for one batch of
 256 users: EBR's one index with offsets, 20 clusters, M_k from an intent that halves from cluster to cluster; against
 IndexFlatIP (exact) and IndexIVFFlat with one vector. The approximate ones search as many lists as bring 95 % of what
-their own exact search finds. Sizes that are done are kept in the folder: a killed run goes on.
+their own exact search finds, which are different items: EBR's list is of 20 vectors, the others' of one. Memory: what
+the index holds by its arrays (mib), and how much the process grew while it was made (resident). A tool keeps its item
+vectors beside the index. Sizes that are done are kept in <out>.work: a killed run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
+import shutil
 import statistics
 import sys
 import time
@@ -39,6 +44,12 @@ from genrec.tools.ebr.train import loss_of
 WIDTH, USERS, WANTED, CLUSTERS = 64, 256, 500, 20
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 ENOUGH = 0.95
+
+
+def resident() -> float:
+    """MiB of memory that this process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def cpu(job: Callable[[], object]) -> float:
@@ -135,39 +146,46 @@ def retrieval(items: int, rounds: int = 3) -> dict[str, Any]:
             spent.append(time.process_time() - start)
         return min(spent), result
 
+    before = resident()
     exact_index = ClusterIndex(vectors, clusters, exact=True)
+    grown = resident() - before
     seconds, (exact, _) = timed(partial(exact_index.search, users, counts))
-    row["EBR, exact"] = {"seconds": seconds, "recall": 1.0, "mib": raw}
+    row["EBR, exact"] = {"seconds": seconds, "recall": 1.0, "mib": raw, "resident": grown}
     del exact_index
-    start = time.process_time()
+    gc.collect()
+    before, start = resident(), time.process_time()
     index = ClusterIndex(vectors, clusters, exact=False)
-    built = time.process_time() - start
+    built, grown = time.process_time() - start, resident() - before
     for probes in PROBES:
         index.probes = probes
         seconds, (found, _) = timed(partial(index.search, users, counts))
         if (recall := overlap(found, exact)) >= ENOUGH:
             break
-    row["EBR, faiss"] = {"seconds": seconds, "recall": recall, "probes": probes, "built": built}
-    row["EBR, faiss"]["mib"] = raw + items * 8 / 2**20 + sum(c.nbytes for c in index.centroids) / 2**20
+    row["EBR, faiss"] = {"seconds": seconds, "recall": recall, "probes": probes, "built": built, "resident": grown}
+    own = sum(c.nbytes for c in index.centroids) + sum(s.nbytes for s in index.sampled)
+    row["EBR, faiss"]["mib"] = raw + (items * 8 + own) / 2**20
     del index
-    lists = round(2 * items**0.5)
+    gc.collect()
+    lists, before = round(2 * items**0.5), resident()
     flat = faiss.IndexFlatIP(WIDTH)
     flat.add(vectors)
+    grown = resident() - before
     seconds, (_, exact) = timed(partial(flat.search, one, WANTED))
-    row["IndexFlat"] = {"seconds": seconds, "recall": 1.0, "mib": raw}
+    row["IndexFlat"] = {"seconds": seconds, "recall": 1.0, "mib": raw, "resident": grown}
     del flat
-    start = time.process_time()
+    gc.collect()
+    before, start = resident(), time.process_time()
     ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(WIDTH), WIDTH, lists, faiss.METRIC_INNER_PRODUCT)
     ivf.cp.max_points_per_centroid = 64
     ivf.train(vectors)
     ivf.add(vectors)
-    built = time.process_time() - start
+    built, grown = time.process_time() - start, resident() - before
     for probes in PROBES:
         ivf.nprobe = probes
         seconds, (_, found) = timed(partial(ivf.search, one, WANTED))
         if (recall := overlap(found, exact)) >= ENOUGH:
             break
-    row["IndexIVFFlat"] = {"seconds": seconds, "recall": recall, "probes": probes, "built": built}
+    row["IndexIVFFlat"] = {"seconds": seconds, "recall": recall, "probes": probes, "built": built, "resident": grown}
     row["IndexIVFFlat"]["mib"] = raw + items * 8 / 2**20 + lists * WIDTH * 4 / 2**20
     return row
 
@@ -175,30 +193,30 @@ def retrieval(items: int, rounds: int = 3) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--out", type=Path, default=Path("ebr-cost"))
+    parser.add_argument("--out", type=Path, default=Path("ebr.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    clock = time.perf_counter()
-    steps = args.out / "training.json"
+    clock, work = time.perf_counter(), args.out.with_suffix(".work")
+    steps = work / "training.json"
     if not steps.is_file():
         write_json(steps, training())
     print(json.dumps(read_json(steps), indent=1))
     rows = []
     for items in args.sizes:
-        path = args.out / f"retrieval-{items}.json"
+        path = work / f"retrieval-{items}.json"
         if not path.is_file():
             write_json(path, retrieval(items))
         rows.append(read_json(path))
         print(f"\n{items:,} items, {USERS} users, {WANTED} each")
         for name, found in rows[-1].items():
             if isinstance(found, dict):
-                print(
-                    f"  {name:14} {1000 * found['seconds'] / USERS:8.3f} ms/user  recall {found['recall']:.3f}  "
-                    f"{found['mib']:8.0f} MiB  probes {found.get('probes', '-')}  built {found.get('built', 0):.0f} s",
-                    flush=True,
-                )
+                spent, memory = 1000 * found["seconds"] / USERS, f"{found['mib']:.0f} MiB (+{found['resident']:.0f})"
+                said = f"  {name:14} {spent:8.3f} ms/user  recall {found['recall']:.3f}  {memory}"
+                built = f"  probes {found['probes']}  built {found['built']:.0f} s" if "probes" in found else ""
+                print(said + built, flush=True)
     about = provenance("processor time, one thread", {"vectors": 0}, time.perf_counter() - clock)
-    write_json(args.out / "ebr_cost.json", {"training": read_json(steps), "retrieval": rows, "about": about})
+    write_json(args.out, {"training": read_json(steps), "retrieval": rows, "about": about})
+    shutil.rmtree(work)
 
 
 if __name__ == "__main__":
