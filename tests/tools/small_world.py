@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog, Sequences
+from genrec.tools.ranking.samples import Samples
 
 TITLES = ["Green tea", "Black tea", "Rye bread", "Wheat bread", "Goat cheese", "Blue cheese"]
 
@@ -43,3 +44,36 @@ def contexts(*histories: list[int]) -> list[UserContext]:
 
 
 TRAIN = sequences([0, 1, 2], [1, 0, 3], [2, 3, 4], [4, 5], [0, 2, 5], [3])
+
+
+def rated(users: int, events: int, topics: int, per_topic: int, seed: int = 0) -> Samples:
+    """Samples with the one label "like" (a b right after its a makes c likely); items are named topic-number."""
+    rng = np.random.default_rng(seed)
+    rule = np.stack([np.roll(np.arange(topics), 1), np.roll(np.arange(topics), 2)], axis=1)  # (a, b) of each topic
+    topic = rng.integers(0, topics, (users, events))
+    chained = rng.random((users, events)) < 0.5
+    before = np.zeros(topics, np.int64)
+    before[rule[:, 1]] = rule[:, 0]  # the a whose b this topic is
+    for i in range(1, events):  # half of all b stand after their a
+        topic[:, i - 1] = np.where(chained[:, i] & (i % 2 == 1), before[topic[:, i]], topic[:, i - 1])
+    met = np.zeros((users, topics), bool)  # of each topic b: whether its newest event stood right after its a
+    liked = np.zeros((users, events), bool)
+    everyone = np.arange(users)
+    for i in range(events):
+        now = topic[:, i]
+        chance = np.where(met[everyone, rule[now, 1]], 0.9, 0.1)
+        liked[:, i] = rng.random(users) < chance
+        met[everyone, now] = (topic[:, i - 1] == before[now]) if i else False
+    items = topic * per_topic + rng.integers(0, per_topic, topic.shape)
+    names = [f"{t}-{k}" for t in range(topics) for k in range(per_topic)]
+    kinds = pa.array([[f"topic {n.split('-')[0]}"] for n in names], pa.list_(pa.string()))
+    sequences = Sequences(
+        [f"u{u}" for u in everyone],
+        np.arange(users + 1, dtype=np.int64) * events,
+        items.ravel().astype(np.int32),
+        (1e9 + np.arange(events)[None] * 600.0 + everyone[:, None]).ravel(),
+        np.ones(users * events, np.float32),
+        liked.ravel().astype(np.float32) * 4 + 1,
+    )
+    catalog = Catalog(pa.table({"item": names, "title": [f"Item {n}" for n in names], "category": kinds}))
+    return Samples("rated", catalog, sequences, liked.reshape(-1, 1).astype(np.float32), ("like",))

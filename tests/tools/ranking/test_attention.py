@@ -6,8 +6,8 @@ from genrec.errors import GenrecError
 from genrec.tools.ranking.attention import BUCKETS, Stack, distance_buckets
 from genrec.tools.ranking.heads import MMoE, bce, blank
 from genrec.tools.ranking.models import KINDS, RankerConfig, RankerModel
-from genrec.tools.ranking.planted import planted
 from genrec.tools.ranking.task import Task
+from tests.tools.small_world import rated
 
 
 def stack(layers: int = 3, n: int = 4, top: int = 0) -> Stack:
@@ -132,7 +132,7 @@ def test_unknown_labels_do_not_count_in_the_loss() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_ranker_scores_candidates_one_by_one(kind: str) -> None:
-    task = Task.make(planted(4, 20, 3, 2))
+    task = Task.make(rated(4, 20, 3, 2))
     torch.manual_seed(0)
     model = RankerModel(RankerConfig(kind, task.users, task.items, task.tasks, task.width, d=8, n=6, layers=2)).eval()
     logits, states = model(task.batch(np.array([0, 30, 50]), 6))

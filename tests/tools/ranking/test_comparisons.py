@@ -25,7 +25,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ranking_arms
 
-    monkeypatch.setattr(ranking_arms, "PLANTED_SIZES", {"users": 12, "events": 20, "topics": 3, "per_topic": 2})
+    monkeypatch.setattr(ranking_arms, "PLANTED_SIZES", {"users": 12, "events": 20, "groups": 1, "per_topic": 2})
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *args: object) -> int:
@@ -99,11 +99,11 @@ def test_a_shuffled_memory_is_nobodys_own() -> None:
 
     from genrec.tools.marm.cache import StateCache
     from genrec.tools.marm.memory import cache_for
-    from genrec.tools.ranking.planted import planted
     from genrec.tools.ranking.task import Task
     from genrec.tools.ranking.train import make_ranker
+    from tests.tools.small_world import rated
 
-    task = Task.make(planted(4, 20, 3, 2))
+    task = Task.make(rated(4, 20, 3, 2))
     model = make_ranker(task, "attention", 0, layers=2, n=4, d=8)
     memory = Shuffled(StateCache(cache_for(model.config, task.users)), task.samples.sequences.users)
     for step in (0, 1):
@@ -143,11 +143,11 @@ def test_cold_folds_are_different_items_for_each_seed_and_anchors_must_be_there(
     from compare_sarm import cold_items, cold_task
     from ranking_arms import test_positions as asked
 
-    from genrec.tools.ranking.planted import planted
     from genrec.tools.ranking.samples import TRAIN
     from genrec.tools.ranking.task import Task
+    from tests.tools.small_world import rated
 
-    task = Task.make(planted(10, 20, 5, 4))
+    task = Task.make(rated(10, 20, 5, 4))
     assert (sum(cold_items(task, seed).astype(int) for seed in range(5)) == 1).all()
     folds = [asked(cold_task(task, seed)) for seed in range(5)]
     assert np.array_equal(np.sort(np.concatenate(folds)), asked(task))

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from genrec.evaluation.auc import auc, gauc
-from genrec.tools.ranking.planted import planted
 from genrec.tools.ranking.report import Scored, markdown
 from genrec.tools.ranking.samples import TEST
 from genrec.tools.ranking.task import Task
 from genrec.tools.ranking.train import positions_of
+from tests.tools.small_world import rated
 
 
 def test_a_table_says_what_its_numbers_say() -> None:
-    task = Task.make(planted(40, 30, 3, 2))
+    task = Task.make(rated(40, 30, 3, 2))
     at = positions_of(task, TEST)
     y, users = task.samples.labels[at, 0], task.samples.sequences.user_of[at]
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def test_a_table_says_what_its_numbers_say() -> None:
 
 def test_groups_smaller_than_a_user_are_ranked_apart() -> None:
     """Two folds ranked by different models: only what one model ranked is compared."""
-    task = Task.make(planted(40, 30, 3, 2))
+    task = Task.make(rated(40, 30, 3, 2))
     at = positions_of(task, TEST)
     y, users = task.samples.labels[at, 0], task.samples.sequences.user_of[at]
     fold = np.arange(len(at)) % 2

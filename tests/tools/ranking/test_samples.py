@@ -5,8 +5,9 @@ import pytest
 
 from genrec.data import load_dataset
 from genrec.errors import GenrecError
-from genrec.tools.ranking.planted import planted
+from genrec.tools.ranking.planted import HIGH, Untold, planted
 from genrec.tools.ranking.samples import TEST, TRAIN, VALIDATION, Rule, by_time, load_samples, per_user, rated_samples
+from tests.tools.small_world import rated
 
 ROWS = """user,item,timestamp,rating,label,long_view
 b,x,2020-01-03,4,0,1
@@ -71,16 +72,59 @@ def test_rules_are_read_as_written() -> None:
 
 
 def test_each_user_is_asked_last() -> None:
-    samples = planted(5, 20)
+    samples = rated(5, 20, 6, 10)
     part = per_user(samples).reshape(5, 20)
     assert (part[:, :14] == TRAIN).all() and (part[:, 14:16] == VALIDATION).all() and (part[:, 16:] == TEST).all()
-    assert (per_user(planted(3, 6)) == TRAIN).all()  # too few for a validation event
+    assert (per_user(rated(3, 6, 6, 10)) == TRAIN).all()  # too few for a validation event
 
 
 def test_the_clock_cuts_all_users_alike() -> None:
-    samples = planted(5, 20)
+    samples = rated(5, 20, 6, 10)
     part, times = by_time(samples), samples.sequences.times
     assert times[part == TRAIN].max() < times[part == VALIDATION].min() <= times[part == VALIDATION].max()
     assert times[part == VALIDATION].max() < times[part == TEST].min()
     with pytest.raises(ValueError):
         by_time(samples, 0.5, 0.6)
+
+
+def test_the_planted_labels_are_what_the_stream_shows() -> None:
+    """A plain reading of the docstring, event by event."""
+    samples = planted(40, 96, 2, 3, seed=2)
+    kinds = [name.rsplit("-", 1)[0] for name in samples.catalog.items]
+    like, follows, right = [], [], {"like": [], "follows": []}
+    for u in range(40):
+        at = slice(int(samples.sequences.offsets[u]), int(samples.sequences.offsets[u + 1]))
+        seen, labels = [kinds[i] for i in samples.sequences.items[at]], samples.labels[at]
+        newest: dict[str, bool] = {}
+        for i, kind in enumerate(seen):
+            name, _, group = kind.rpartition("-")
+            if name in ("second", "other-second"):
+                own = seen[i - 1] == f"{name.replace('second', 'first')}-{group}" if i else False
+                newest[group] = own
+                follows.append(labels[i, 1])
+                if not np.isnan(labels[i, 1]):
+                    right["follows"].append(labels[i, 1] == own)
+            if name == "third" and group in newest and not np.isnan(labels[i, 0]):
+                like.append(labels[i, 0])
+                right["like"].append(labels[i, 0] == newest[group])
+            assert np.isnan(labels[i, 0]) or name == "third"
+            assert np.isnan(labels[i, 1]) or name in ("second", "other-second")
+    assert len(like) > 800 and abs(np.mean(like) - 0.5) < 0.06
+    for found in right.values():
+        assert abs(np.mean(found) - HIGH) < 0.02
+    task = Untold.make(samples)
+    assert not task.feedback.any() and not task.dense.any() and task.dense.shape == (40 * 96, task.width)
+
+
+def test_what_stands_near_says_nothing_of_a_block() -> None:
+    """Which of the four come, and each one's place in the block, are as likely whatever the label."""
+    samples = planted(400, 96, 1, 1, seed=3)
+    s, places = samples.sequences, {0: [], 1: []}
+    names = samples.catalog.items
+    for at in np.flatnonzero(~np.isnan(samples.labels[:, 0])):
+        start = int(s.offsets[s.user_of[at]])
+        before = [names[i] for i in s.items[start:at]]
+        block = len(before) - 1 - before[::-1].index("first-0-0"), len(before) - 1 - before[::-1].index("second-0-0")
+        places[int(samples.labels[at, 0])].append([len(before) - p for p in block])
+    means = [np.mean(places[label], axis=0) for label in (0, 1)]
+    assert np.abs(means[0] - means[1]).max() < 0.15

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from genrec.contracts import UserContext
-from genrec.tools.ranking.planted import planted
 from genrec.tools.ranking.samples import TRAIN
 from genrec.tools.ranking.task import PRIOR, Task, request_batch, stream
+from tests.tools.small_world import rated
 
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return Task.make(planted(6, 20, 3, 2))
+    return Task.make(rated(6, 20, 3, 2))
 
 
 def test_a_batch_reads_what_came_before_and_nothing_else(task: Task) -> None:
@@ -70,7 +70,7 @@ def test_the_stream_keeps_every_users_order(task: Task, size: int) -> None:
 
 def test_the_stream_is_full_to_its_end(task: Task) -> None:
     """Users of very different lengths: no tail of small batches, and another order with another seed."""
-    some = planted(60, 40, 3, 2)
+    some = rated(60, 40, 3, 2)
     s = some.sequences
     place = np.arange(s.events) - s.offsets[s.user_of]
     chosen = np.flatnonzero(place < 2 + (s.user_of * 7) % 39)
