@@ -198,11 +198,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--trigger", metavar="ID", help="the item whose page it is")
     one.add_argument("--query", metavar="TEXT", help="what was searched for, for tools that read it")
     one.add_argument("--k", type=_positive, default=10, help="how many items (default: %(default)s)")
-    one.add_argument("--alpha", type=float, help="ebr: 0 shares the list evenly over clusters, more follows the user")
     one.add_argument(
-        "--quota", action="append", metavar="N", help="capts: pairs of trigger and channel; ebr: CLUSTER=N, repeatable"
+        "--alpha", type=float, help="ebr: a list by quotas; 0 shares it evenly over clusters, more follows"
     )
-    one.add_argument("--floor", action="append", metavar="CLUSTER=N", help="ebr: at least N items of it; repeatable")
+    one.add_argument(
+        "--quota",
+        action="append",
+        metavar="N",
+        help="capts: pairs of trigger and channel; ebr: CLUSTER=N of a list by quotas, repeatable",
+    )
+    one.add_argument(
+        "--floor", action="append", metavar="CLUSTER=N", help="ebr: at least N of a list by quotas; repeatable"
+    )
     one.add_argument("--policy", help="capts: learned, independent, recent, feedback, pinnersage or pdn")
     _json(one)
 

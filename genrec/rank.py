@@ -104,6 +104,8 @@ def _dataset(args: argparse.Namespace) -> Dataset:
 def fit(name: str, args: argparse.Namespace) -> None:
     """Fits, measures on the test events, and saves."""
     with terminal.work("rank") as report:
+        import numpy as np
+
         from genrec.io import check_writable
         from genrec.tools.marm import MARM
         from genrec.tools.rankers import filled, make
@@ -118,7 +120,8 @@ def fit(name: str, args: argparse.Namespace) -> None:
         at = positions_of(task, TEST)
         tool = make(name, task, report, vars(args))
         if isinstance(tool, MARM):
-            scores = predict(tool.model, task, at, filled(TrainConfig, vars(args)), tool.memory)
+            every = np.flatnonzero(task.part == TEST)  # also those without the main label leave a state
+            scores = predict(tool.model, task, every, filled(TrainConfig, vars(args)), tool.memory)[np.isin(every, at)]
         else:
             scores = predict_sarm(tool.model, task, tool.bank, at)
         tool.save(args.out)  # MARM's with the states of the test events too: requests come after them

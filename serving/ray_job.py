@@ -192,7 +192,7 @@ class Processor(Engine):
             model_source=self._path,
             engine_kwargs=self._settings,
             concurrency=(workers, workers),
-            batch_size=min(BATCH, _largest(folder)),  # never more than a shard, which comes back as a whole
+            batch_size=min(BATCH, _largest(folder)),  # a whole shard at most, so that it comes back at once
             # Without a GPU the processor would wait for one.
             placement_group_config=None if torch.cuda.is_available() else {"bundles": [{"CPU": self._cpus}]},
             log_engine_metrics=False,
@@ -336,7 +336,7 @@ def _shards(folder: Path) -> Any:
     import ray.data
 
     paths = [str(path) for path in sorted(folder.glob(SHARDS))]
-    return ray.data.read_parquet(paths, override_num_blocks=len(paths), ray_remote_args={"num_cpus": LIGHT})
+    return ray.data.read_parquet(paths, override_num_blocks=len(paths), num_cpus=LIGHT)
 
 
 def _collect(dataset: Any) -> Iterator[list[Reply]]:

@@ -139,7 +139,8 @@ def ask(recommender: Recommender, form: Form) -> Trace:
         context = replace(context, user=None)
     weights = weights_given(form.weights, chosen_weights(recommender, form.scenario))
     tools: dict[str, Tool] = {}
-    if form.alpha is not None and isinstance(ebr := recommender.bundle.tools.get(EBR.name), EBR):
+    ebr = recommender.bundle.tools.get(EBR.name)
+    if isinstance(ebr, EBR) and form.alpha not in (None, ebr.config.alpha):  # an untouched slider asks for nothing
         tools[EBR.name] = ebr.steered(Controls(alpha=form.alpha))
     return recommender.recommend(context, k=form.count, instruction=given, weights=weights, tools=tools)
 

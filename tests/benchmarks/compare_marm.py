@@ -36,6 +36,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from command import run_command
 from ranking_arms import (
     PLANTED,
+    PLANTED_SIZES,
     Found,
     asked_for,
     common_flags,
@@ -58,6 +59,7 @@ from genrec.io import write_json, write_text
 from genrec.tools.marm import MARM
 from genrec.tools.marm.cache import StateCache
 from genrec.tools.marm.memory import CachedStates, cache_for
+from genrec.tools.ranking.planted import NOISE, THIRDS
 from genrec.tools.ranking.samples import TEST, VALIDATION
 from genrec.tools.ranking.task import Batch, Task
 from genrec.tools.ranking.tool import Profile
@@ -78,8 +80,9 @@ PAIRS = (
     ("marm-3", "marm-3-shuffled"), ("marm-3-shuffled", "marm-1"), ("marm-3-fresh", "marm-3"),
     ("transformer-3", "marm-1"), ("marm-3", "transformer-3"), ("marm-1", "mmoe"), ("mmoe", "rates"),
 )  # fmt: skip
+STREAM = {"stream": PLANTED_SIZES | {"noise": NOISE, "thirds": THIRDS}}
 PASSES, PATIENCE = 16, 6  # on the planted stream, where an arm may stand at chance for some passes and then rise
-GRID = {"L": (1, 2, 3, 4), "n": (8, 15, 30, 60), "d": (8, 16)}
+GRID = {"L": (1, 2, 3, 4), "n": (14, 28, 42, 70), "d": (8, 16)}  # n: whole rounds of the planted stream
 
 
 class Shuffled(CachedStates):
@@ -136,7 +139,8 @@ def run(args: argparse.Namespace) -> None:
         config, sizes = settings(args, seed)
         return job(tasks[data_seed], arm, config, sizes)
 
-    run_arms(args.work, args.arms, args.seeds, one, asked_for(args) | identity(*settings(args, 0)))
+    made = asked_for(args) | identity(*settings(args, 0)) | (STREAM if args.data == PLANTED else {})
+    run_arms(args.work, args.arms, args.seeds, one, made)
 
 
 def identity(config: TrainConfig, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def identity(config: TrainConfig, sizes: dict[str, Any]) -> dict[str, Any]:
 def settings(args: argparse.Namespace, seed: int) -> tuple[TrainConfig, dict[str, Any]]:
     """Training and sizes: on real data the defaults; on the planted stream small ones, and no dropout."""
     if args.data == PLANTED:
-        return planted_settings(args.epochs or PASSES, seed, 16, 30)
+        return planted_settings(args.epochs or PASSES, seed, 16, 42)
     config = TrainConfig(seed=seed) if args.epochs is None else TrainConfig(epochs=args.epochs, seed=seed)
     return config, {"d": args.d, "n": args.n}
 
@@ -214,7 +218,7 @@ def grid(args: argparse.Namespace) -> None:
         return {arm: job(tasks[seed], f"marm-{layers}", *planted_settings(args.epochs, seed, d, n))[f"marm-{layers}"]}
 
     config, _ = planted_settings(args.epochs, 0, 8, 5)
-    run_arms(args.work, cells(), args.seeds, one, identity(config, {"data": PLANTED}))
+    run_arms(args.work, cells(), args.seeds, one, identity(config, {"data": PLANTED} | STREAM))
 
 
 def cells() -> list[str]:

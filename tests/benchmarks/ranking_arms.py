@@ -15,15 +15,15 @@ import numpy as np
 from genrec.errors import GenrecError
 from genrec.evaluation.report import provenance
 from genrec.io import atomic, write_json, write_text
-from genrec.tools.ranking.planted import Untold, planted
+from genrec.tools.ranking.planted import Asked, planted
 from genrec.tools.ranking.report import Scored, cell, markdown
 from genrec.tools.ranking.samples import TEST, load_samples
 from genrec.tools.ranking.task import Task
 from genrec.tools.ranking.train import positions_of
 
 PLANTED = "planted"
-# Two groups: a round of 12 events shows one of them, so the newest block of a third's group stands some 20 events back.
-PLANTED_SIZES = {"users": 400, "events": 120, "groups": 2, "per_topic": 2}
+# Two groups: a round shows one of them, so the newest block of a third's group stands some 25 events back in the mean.
+PLANTED_SIZES = {"users": 200, "events": 280, "groups": 2, "per_topic": 2}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Found:
 def task_of(data: str, labels: Sequence[str], split: str, seed: int = 0) -> Task:
     """The task of a data source, or of a planted stream of this seed."""
     if data == PLANTED:
-        return Untold.make(planted(**PLANTED_SIZES, seed=seed), split)
+        return Asked.make(planted(**PLANTED_SIZES, seed=seed), split)
     return Task.make(load_samples(data, labels), split)
 
 

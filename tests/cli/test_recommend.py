@@ -54,8 +54,10 @@ def test_query_instruction_and_scenario_each_change_the_list(
     assert found["instruction_source"] == "given" and sum(i.startswith("cheese") for i in items) >= 3
     found, items = told("--scenario", "item", "--trigger", "soap-1")
     assert found["instruction_source"] == "default" and "soap-1" not in items
-    ready.bundle.weights["discovery"] = {"floors": {"content": 1.0}, "fused": {"generator": 1.0}}
-    found, _ = told("--scenario", "discovery")
+    alone = {"floors": {"content": 1.0}, "fused": {"generator": 1.0}}  # the same weights for both
+    ready.bundle.weights.update(home=alone, discovery=alone)
+    lists = [json_of(capsys, *ask, "--k", "40", "--scenario", s)["recommended"] for s in ("home", "discovery")]
+    assert [r["item"] for r in lists[0]] != [r["item"] for r in lists[1]]
     assert not any(r["item"].startswith("cheese") for r in plain["recommended"])
 
 

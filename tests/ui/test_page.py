@@ -197,6 +197,8 @@ def test_an_edited_instruction_is_followed_and_named(page: Page) -> None:
     assert page.locator("#traced .beam").inner_text() != before
     page.locator("#instruction textarea").fill("")
     expect(page.locator("#told .badge")).to_have_text("default")
+    page.locator("#go").click()
+    expect(page.locator("#listed .badge")).to_have_text("default")
     soaps = sum(title.startswith("Soap") for title in listed(page))
     page.locator("#query textarea").fill("soap" + HOSTILE)
     expect(page.locator("#told .badge")).to_have_text("query")

@@ -30,7 +30,7 @@ class ClusterIndex:
         self.approximate = len(vectors) > EXACT if exact is None else not exact
         rng = np.random.default_rng(seed)
         members = [clusters.members(k) for k in range(len(clusters))]
-        self.sample = [m if len(m) <= SAMPLE else rng.choice(m, SAMPLE, replace=False) for m in members]
+        self.sample = [m if len(m) <= SAMPLE else np.sort(rng.choice(m, SAMPLE, replace=False)) for m in members]
         self.sampled = [vectors[s] for s in self.sample]
         self.index: Any = None
         if self.approximate:
@@ -116,14 +116,20 @@ class ClusterIndex:
         value, found = self.index.search_preassigned(x, most, lists + self.lists[k], distance)
         return found, np.where(found < 0, -np.inf, value)
 
-    def log_mass(self, vectors: np.ndarray) -> np.ndarray:
-        """log of the sum of exp(inner product) over each cluster, float32 [B, K], from at most SAMPLE items of it."""
+    def log_mass(self, vectors: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """log of the sum of exp(inner product) over each cluster, float32 [B, K]. What was found (rows and logits
+        [B, L] of `search`) counts itself; the rest is estimated from at most SAMPLE items of the cluster."""
         out = np.empty(vectors.shape[:2], np.float32)
-        for k, (rows, sampled) in enumerate(zip(self.sample, self.sampled, strict=True)):
-            logits = vectors[:, k] @ sampled.T
-            top = logits.max(axis=1)
-            total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
-            out[:, k] = total + np.log(self.clusters.sizes[k] / max(1, len(rows)))
+        of = np.where(rows >= 0, self.clusters.of[rows], -1)
+        for k, (sample, sampled) in enumerate(zip(self.sample, self.sampled, strict=True)):
+            b, place = np.nonzero(of == k)
+            found = np.full((len(vectors), rows.shape[1]), -np.inf, np.float32)
+            found[b, place] = logits[b, place]
+            rest = vectors[:, k] @ sampled.T + np.log(self.clusters.sizes[k] / max(1, len(sample)))
+            at = np.searchsorted(sample, rows[b, place]).clip(max=len(sample) - 1)
+            twice = sample[at] == rows[b, place]  # sampled, and found already
+            rest[b[twice], at[twice]] = -np.inf
+            out[:, k] = np.logaddexp.reduce(np.concatenate([found, rest], axis=1), axis=1)
         return out
 
 

@@ -231,7 +231,7 @@ class EBR(Tool):
             counts = np.minimum(max(0, k), left)
         rows, logits = index.search(vectors[:, :-1], np.where(counts > 0, counts + inside, 0))
         share = sharpened(log_p, self._alpha())
-        mass = index.log_mass(vectors[:, :-1])
+        mass = index.log_mass(vectors[:, :-1], rows, logits)
         out = []
         for b, context in enumerate(contexts):
             if not len(seen[b]):

@@ -10,33 +10,57 @@ comes first. Labels, each as said with probability HIGH:
 - like, the main one, of a third: in the newest block of its group the second followed its own first. A then B makes C
   likely; A' then B does not.
 
-How often, how recently and how near each other the four were says nothing of a block, nor does who the user is: only
-which stood before which. A state that was made when the second was scored holds that, as its label asks for it; a third
-that reads such states needs two layers. One layer sees what there was and how far back, and distances in few steps
-beyond the newest four events: it can tell the order of a block only where a step lies between the two pairs.
+Each of the four comes once in a block, and as often first as third, or second as fourth, whatever the label: only which
+stands right before which says it. A state that was made when the second was scored holds that, as its own label asks
+for it; a third that reads such states needs two layers. One layer sees what there was, and how far back in few steps. A
+round is made so that no step of genrec.tools.ranking.attention (at 8, 16, 32 and 64 events) falls between the pairs of
+a block that a third looks back to, nor does the end of a history of whole rounds; else it would tell the order.
 
-Rankers are not told what was said of past events (`Untold`): the second's own label would tell them all.
+`Asked` is the task over such samples: rankers are not told what was said of past events, as the second's own label
+would tell them all; and thirds of validation and test ask only about blocks of their own part, as a user's vector
+learns in training what was said of the block before.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from genrec.data.dataset import Catalog, Sequences
-from genrec.tools.ranking.samples import Samples
+from genrec.tools.ranking.samples import TRAIN, Samples
 from genrec.tools.ranking.task import Task
 
 HIGH = 0.95
-NOISE, THIRDS = 4, 4
+NOISE, THIRDS = 7, 3
+ROUND = 4 + NOISE + THIRDS
 KINDS = ("first", "other-first", "second", "other-second", "third")
 THIRD = KINDS.index("third")
 
 
-class Untold(Task):
-    """A task whose rankers do not learn what was said of past events: feedback and rates are all zero."""
+class Asked(Task):
+    """See the module."""
+
+    @classmethod
+    def make(cls, samples: Samples, split: str = "per-user") -> Self:
+        task = super().make(samples, split)
+        labels, names = samples.labels.copy(), samples.catalog.items
+        kinds = [name.split("-")[:-1] for name in names]  # such as ["other", "second", "0"]
+        newest: dict[tuple[int, str], int] = {}  # user and group -> position of the newest second
+        for at, (user, item) in enumerate(
+            zip(samples.sequences.user_of.tolist(), samples.sequences.items.tolist(), strict=True)
+        ):
+            *_, kind, group = ["", *kinds[item]]
+            if kind == "second":
+                newest[user, group] = at
+            elif kind == "third" and task.part[at] != TRAIN:
+                block = newest.get((user, group))
+                if block is None or task.part[block] != task.part[at]:
+                    labels[at, 0] = np.nan
+        return cls(replace(samples, labels=labels), task.part)
 
     @cached_property
     def feedback(self) -> np.ndarray:
@@ -47,7 +71,7 @@ class Untold(Task):
         return np.zeros_like(super().dense)
 
 
-def planted(users: int = 200, events: int = 120, groups: int = 2, per_topic: int = 2, seed: int = 0) -> Samples:
+def planted(users: int = 200, events: int = 140, groups: int = 2, per_topic: int = 2, seed: int = 0) -> Samples:
     """Samples with the labels "like" and "follows", NaN where an event has none; items are named kind, group and
     number. users * events exposures, whose rounds begin anywhere."""
     rng = np.random.default_rng(seed)
@@ -55,10 +79,9 @@ def planted(users: int = 200, events: int = 120, groups: int = 2, per_topic: int
     names = [f"{kind}-{g}" for g in range(groups) for kind in KINDS] + ["noise"]
     topic = np.full((users, events), noise)
     labels = np.full((users, events, 2), np.nan, np.float32)
-    size = 4 + NOISE + THIRDS
     for u in range(users):
         straight = np.full(groups, -1)  # of each group's newest block: 1, 0 crossed, -1 none yet
-        for start in range(-int(rng.integers(size)), events, size):
+        for start in range(-int(rng.integers(ROUND)), events, ROUND):
             g, said = rng.integers(groups), rng.integers(2)
             straight[g] = said if start >= 0 else -1  # a block that is cut off shows nothing
             pairs = [(first, first if said else 1 - first) for first in rng.permutation(2).tolist()]

@@ -54,16 +54,22 @@ def test_it_is_exact_where_all_items_are_summed_up(inside: bool) -> None:
 
 def test_only_items_of_the_own_cluster_are_negatives() -> None:
     loss = objective(negatives=ITEMS)
-    e, targets, weights = positions()
+    e, targets, weights = (x[:1] for x in positions())
     before = loss(e, targets, weights)
-    away = torch.from_numpy(CLUSTERS.of != CLUSTERS.of[int(targets[0])])
-    with torch.no_grad():
-        loss.encoder.items.weight[away] += 3.0
-    moved = loss(e[:1], targets[:1], weights[:1])
-    with torch.no_grad():
-        loss.encoder.items.weight[away] -= 3.0
-    torch.testing.assert_close(moved, loss(e[:1], targets[:1], weights[:1]))
-    assert not torch.isclose(moved, before)
+    own = torch.from_numpy(CLUSTERS.of == CLUSTERS.of[int(targets[0])])
+    own[targets] = False
+
+    def moved(rows: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            loss.encoder.items.weight[rows] += 1.0
+            found = loss(e, targets, weights)
+            loss.encoder.items.weight[rows] -= 1.0
+        return found
+
+    away = ~own
+    away[targets] = False
+    torch.testing.assert_close(moved(away), before)
+    assert not torch.isclose(moved(own), before)
 
 
 def test_sampled_negatives_count_as_their_probability_says() -> None:

@@ -14,7 +14,7 @@ from genrec.contracts import Retriever, UserContext
 from genrec.data.dataset import Sequences
 from genrec.errors import GenrecError
 from genrec.tools.ebr import EBR, Controls, EBRConfig
-from genrec.tools.ebr.clusters import divide
+from genrec.tools.ebr.clusters import Clusters, divide
 from genrec.tools.ebr.index import ClusterIndex
 from genrec.tools.ebr.model import Encoder
 from genrec.tools.ebr.train import Batches
@@ -199,6 +199,25 @@ def test_the_index_finds_what_scores_find(ebr: EBR) -> None:
                 counts = [{c["cluster"]: c["items"] for c in e.details["clusters"]} for e in (a, b) if e.details]
                 assert counts[0] == counts[1]
     ebr._index = []
+
+
+def test_the_sum_over_a_large_cluster_counts_what_was_found_exactly() -> None:
+    """Of peaked logits a sample alone would miss the items that matter."""
+    rng = np.random.default_rng(0)
+    n, d = 6000, 8
+    clusters = Clusters(np.repeat(np.arange(2, dtype=np.int32), [5000, 1000]), ("a", "b"))
+    items, users = rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(6, 2, d)).astype(np.float32) * 1.5
+    index = ClusterIndex(items, clusters, exact=True)
+    counts = np.array([[50, 50]] * 5 + [[0, 1000]])
+    rows, logits = index.search(users, counts)
+    found = index.log_mass(users, rows, logits)
+    whole = np.stack(
+        [np.logaddexp.reduce(users[:, k] @ items[clusters.members(k)].T, axis=1) for k in range(2)], axis=1
+    )
+    assert np.abs(found[:5] - whole[:5]).max() < 0.25 and np.abs(found[:5] - whole[:5]).mean() < 0.08
+    assert found[5, 1] == pytest.approx(whole[5, 1], abs=1e-4)  # all of it was found
+    alone = index.log_mass(users, rows[:, :0], logits[:, :0])
+    assert np.abs(alone - whole).mean() > 2 * np.abs(found - whole).mean()
 
 
 def test_a_saved_tool_says_the_same(ebr: EBR, tmp_path: Path) -> None:

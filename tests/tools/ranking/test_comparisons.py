@@ -25,7 +25,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ranking_arms
 
-    monkeypatch.setattr(ranking_arms, "PLANTED_SIZES", {"users": 12, "events": 20, "groups": 1, "per_topic": 2})
+    monkeypatch.setattr(ranking_arms, "PLANTED_SIZES", {"users": 12, "events": 84, "groups": 1, "per_topic": 2})
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *args: object) -> int:

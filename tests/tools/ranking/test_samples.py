@@ -5,7 +5,7 @@ import pytest
 
 from genrec.data import load_dataset
 from genrec.errors import GenrecError
-from genrec.tools.ranking.planted import HIGH, Untold, planted
+from genrec.tools.ranking.planted import HIGH, KINDS, THIRD, Asked, planted
 from genrec.tools.ranking.samples import TEST, TRAIN, VALIDATION, Rule, by_time, load_samples, per_user, rated_samples
 from tests.tools.small_world import rated
 
@@ -91,7 +91,7 @@ def test_the_planted_labels_are_what_the_stream_shows() -> None:
     """A plain reading of the docstring, event by event."""
     samples = planted(40, 96, 2, 3, seed=2)
     kinds = [name.rsplit("-", 1)[0] for name in samples.catalog.items]
-    like, follows, right = [], [], {"like": [], "follows": []}
+    like, right = [], {"like": [], "follows": []}
     for u in range(40):
         at = slice(int(samples.sequences.offsets[u]), int(samples.sequences.offsets[u + 1]))
         seen, labels = [kinds[i] for i in samples.sequences.items[at]], samples.labels[at]
@@ -101,7 +101,6 @@ def test_the_planted_labels_are_what_the_stream_shows() -> None:
             if name in ("second", "other-second"):
                 own = seen[i - 1] == f"{name.replace('second', 'first')}-{group}" if i else False
                 newest[group] = own
-                follows.append(labels[i, 1])
                 if not np.isnan(labels[i, 1]):
                     right["follows"].append(labels[i, 1] == own)
             if name == "third" and group in newest and not np.isnan(labels[i, 0]):
@@ -109,22 +108,37 @@ def test_the_planted_labels_are_what_the_stream_shows() -> None:
                 right["like"].append(labels[i, 0] == newest[group])
             assert np.isnan(labels[i, 0]) or name == "third"
             assert np.isnan(labels[i, 1]) or name in ("second", "other-second")
-    assert len(like) > 800 and abs(np.mean(like) - 0.5) < 0.06
+    assert len(like) > 500 and abs(np.mean(like) - 0.5) < 0.07
     for found in right.values():
         assert abs(np.mean(found) - HIGH) < 0.02
-    task = Untold.make(samples)
+    task = Asked.make(samples)
     assert not task.feedback.any() and not task.dense.any() and task.dense.shape == (40 * 96, task.width)
 
 
-def test_what_stands_near_says_nothing_of_a_block() -> None:
-    """Which of the four come, and each one's place in the block, are as likely whatever the label."""
-    samples = planted(400, 96, 1, 1, seed=3)
-    s, places = samples.sequences, {0: [], 1: []}
-    names = samples.catalog.items
+def test_where_each_of_the_four_stands_says_nothing_of_a_block() -> None:
+    """How far back the newest of each is, is as likely whatever the label."""
+    samples = planted(600, 112, 1, 1, seed=3)
+    s, names = samples.sequences, samples.catalog.items
+    found: dict[tuple[str, int], list[int]] = {}
     for at in np.flatnonzero(~np.isnan(samples.labels[:, 0])):
+        before = [names[i] for i in s.items[int(s.offsets[s.user_of[at]]) : at]][::-1]
+        for kind in KINDS[:THIRD]:
+            found.setdefault((kind, int(samples.labels[at, 0])), []).append(before.index(f"{kind}-0-0"))
+    for kind in KINDS[:THIRD]:
+        shares = [np.bincount(found[kind, label], minlength=15) / len(found[kind, label]) for label in (0, 1)]
+        assert shares[0].sum() == pytest.approx(1) and np.abs(shares[0] - shares[1]).max() < 0.05
+
+
+def test_thirds_of_the_test_ask_about_blocks_of_the_test() -> None:
+    samples = planted(30, 140, 2, 1, seed=4)
+    task = Asked.make(samples)
+    s, names = samples.sequences, samples.catalog.items
+    known = ~np.isnan(task.samples.labels[:, 0])
+    assert 0 < known[task.part == TEST].sum() < (~np.isnan(samples.labels[:, 0]))[task.part == TEST].sum()
+    for at in np.flatnonzero(known & (task.part != TRAIN)):
+        group = names[s.items[at]].split("-")[-2]
         start = int(s.offsets[s.user_of[at]])
-        before = [names[i] for i in s.items[start:at]]
-        block = len(before) - 1 - before[::-1].index("first-0-0"), len(before) - 1 - before[::-1].index("second-0-0")
-        places[int(samples.labels[at, 0])].append([len(before) - p for p in block])
-    means = [np.mean(places[label], axis=0) for label in (0, 1)]
-    assert np.abs(means[0] - means[1]).max() < 0.15
+        block = max(i for i in range(start, at) if names[s.items[i]].rsplit("-", 1)[0].endswith(f"second-{group}"))
+        assert task.part[block] == task.part[at]
+    train = task.part == TRAIN
+    assert np.array_equal(task.samples.labels[train], samples.labels[train], equal_nan=True)
