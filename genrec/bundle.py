@@ -109,20 +109,29 @@ def load_embeddings(folder: Path) -> np.ndarray:
     return load_file(folder / "embeddings.safetensors")["embeddings"].astype(np.float32)
 
 
+def fastest_device() -> str:
+    """ "cuda" where there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A loaded bundle; its parts are read when first used. instructions: where its store is, a file or a URL (see
-    genrec.instructions.store); None for the file in the folder."""
+    genrec.instructions.store); None for the file in the folder. device: where the generator computes; a request at a
+    time is quick on a CPU, what ranks thousands takes `fastest_device`."""
 
     folder: Path
     config: dict[str, Any]
     instructions: Path | str | None = None
+    device: str = "cpu"
 
     @classmethod
-    def load(cls, folder: Path | str, instructions: Path | str | None = None) -> Bundle:
+    def load(cls, folder: Path | str, instructions: Path | str | None = None, device: str = "cpu") -> Bundle:
         """Raises GenrecError where the folder is no bundle, is damaged, or is of another format."""
         folder = Path(folder)
-        bundle = cls(folder, check(folder)["config"], instructions)
+        bundle = cls(folder, check(folder)["config"], instructions, device)
         _ = bundle.store  # connects to nothing, but a place that is none is said here
         return bundle
 
@@ -165,6 +174,7 @@ class Bundle:
                 f"{folder} holds the weights of another version of the generator; remove the bundle and fit it again"
             )
         model.set_catalog(self.semantic_ids.trie, torch.from_numpy(self.embeddings))
+        model.to(self.device)  # type: ignore[arg-type]
         return model.eval()
 
     @cached_property

@@ -433,11 +433,12 @@ def _measure(folders: list[Path], out: Path | None, scenario: str) -> dict[str, 
     if out:
         check_writable(out)
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
-        from genrec.bundle import Bundle
+        from genrec.bundle import Bundle, fastest_device
         from training.evaluate import evaluate_bundles
         from training.fit import SPLITS
 
-        bundles, folder = [Bundle.load(path) for path in folders], out or Path(temporary)
+        bundles = [Bundle.load(path, device=fastest_device()) for path in folders]
+        folder = out or Path(temporary)
         first = bundles[0]
         for path, parts in zip(folders[1:], bundles[1:], strict=True):
             for name in ("data", "inputs", "protocol"):

@@ -197,11 +197,20 @@ class Align(Fit):
         table = None if data.queries is None else data.queries[:, 0]
         return Positions(data, self.folds(), table)
 
+    def watched(self) -> EvalSet:
+        """Other validation requests than those by which the fit picked the start, where there are as many: on its own
+        the start looks better than it is."""
+        chosen = super().watched()
+        theirs = set(map(id, chosen.contexts))
+        others = [i for i, context in enumerate(self.split.validation.contexts) if id(context) not in theirs]
+        free = self.split.validation.take(np.array(others, np.int64))
+        return free.sample(len(chosen), seed=1) if len(free) >= len(chosen) else chosen
+
     def watched_in(self) -> dict[str, EvalSet]:
         """The validation requests by which weights are kept, as every scenario asks them.
 
-        Home's alone would do the aligned model an injustice: the fit picked the untouched one on just these requests.
-        A search is left out: its query is made of the wanted item, and its high scores would drown the others.
+        Not home's alone, which is what the fit picked the untouched model on. A search is left out: its query is made
+        of the wanted item, and its high scores would drown the others.
         """
         parts, home = self.parts(), self.watched()
         names = [n for n in self.dataset.scenarios if not SCENARIOS[n].query]

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from genrec import __version__
-from genrec.bundle import MANIFEST, TIMELINE, Bundle, load_embeddings, save_embeddings, seal
+from genrec.bundle import MANIFEST, TIMELINE, Bundle, fastest_device, load_embeddings, save_embeddings, seal
 from genrec.contracts import HOME
 from genrec.data import (
     SCENARIOS,
@@ -352,14 +352,11 @@ class Fit:
         return GeneratorModel(config).set_catalog(ids.trie, torch.from_numpy(vectors))
 
     def train_generator(self) -> str:
-        import torch
-
         from training.evaluate import instruction_vectors, rank_generator
         from training.generator import TrainingConfig, train
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self.new_generator()
-        model.to(device)  # type: ignore[arg-type]
+        model.to(fastest_device())  # type: ignore[arg-type]
         settings = TrainingConfig(
             epochs=self.config.epochs,
             positions=self.config.positions,
@@ -402,7 +399,7 @@ class Fit:
 
     def parts(self) -> Bundle:
         """The unfinished bundle, to read its finished parts."""
-        return Bundle(self.folder, self.identity())
+        return Bundle(self.folder, self.identity(), device=fastest_device())
 
     def choose_weights(self) -> str:
         """The fusion of every scenario, on the validation requests that qualify for it."""

@@ -128,7 +128,7 @@ def compare(
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores (those this process may use), memory in GiB, system and package versions."""
+    """The processor, its cores (those this process may use), memory in GiB, GPU, system and package versions."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -142,10 +142,13 @@ def machine() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None  # a process that computes has loaded it
+    gpu = {"gpu": cuda.get_device_name()} if cuda is not None and cuda.is_available() else {}
     return {
         "cpu": model,
         "cores": cores,
         "memory_gib": None if memory is None else round(memory, 1),
+        **gpu,
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": versions,

@@ -16,6 +16,7 @@ from genrec.contracts import HOME
 from genrec.data import SCENARIOS, EvalSet
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked
+from genrec.evaluation.report import machine
 from genrec.io import atomic, write_json
 from genrec.state import CHECKPOINT
 from training.align import Align
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 UNTOUCHED, OURS = "untouched", "sa-gcpo"
 WHOLE = (UNTOUCHED, OURS)  # arms that are measured with the tools too, and under every instruction
 GUARDED, LAST, FUSED = "guarded", "last", "fused"
+MADE_ON = "machine.json"
 LIST = 10
 
 
@@ -65,6 +67,7 @@ class AlignmentArm(Align):
         earn."""
         parts, test = self.parts(), self.split.test
         told = instruction_vectors(parts, test)
+        write_json(self.folder / "report" / MADE_ON, machine())
         if self.name in WHOLE:
             ranked = {r.system: r for r in rank_systems(parts, test)}
             self.keep(FUSED, ranked[FUSED_ROW])
@@ -100,7 +103,7 @@ class AlignmentArm(Align):
         with safe_open(path, "pt") as f, torch.no_grad():
             if f.metadata()["kept"] == f.metadata()["step"]:
                 return None
-            model = Bundle(self.folder, self.identity()).generator
+            model = self.parts().generator
             for name, p in model.named_parameters():
                 p.copy_(f.get_tensor(f"average.{name}"))
         return model

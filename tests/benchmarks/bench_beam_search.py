@@ -58,8 +58,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_rate(device: torch.device = CPU, size: int = 2048, repeats: int = 5) -> float:
+def matmul_rate(device: torch.device = CPU, repeats: int = 5) -> float:
     """Measured fp32 matrix-product rate of a device, FLOP/s; on a CPU that of this process."""
+    size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
 
     def product() -> None:

@@ -40,7 +40,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from alignment_arm import FUSED, GUARDED, LAST, OURS, UNTOUCHED, WHOLE, AlignmentArm, places
+from alignment_arm import FUSED, GUARDED, LAST, MADE_ON, OURS, UNTOUCHED, WHOLE, AlignmentArm, places
 from arms import finished
 from command import run_command
 
@@ -70,9 +70,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "shuffled-rewards": {"loss": "sa-gcpo", "shuffled": True},
     "taught": {"policy": 0.0, "teaching": 0.7},
 }
-BUDGET = ("steps", "updates", "requests", "group", "rollouts", "ranking", "learning_rate", "anchor", "genrec")
+BUDGET = ("steps", "updates", "requests", "group", "rollouts", "ranking", "learning_rate", "anchor", "evaluate_steps")
+BUDGET += ("genrec",)
 TEMPERATURES = ((1.0, 2.0), (2.0, 1.0), (2.0, 5.0), (5.0, 2.0))
-FLAGS = ("learning_rate", "updates", "rollouts", "ranking")  # of AlignConfig, the same in every arm
+FLAGS = ("learning_rate", "updates", "rollouts", "ranking", "anchor", "evaluate_steps")  # of AlignConfig, in every arm
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -93,9 +94,8 @@ def starts(args: argparse.Namespace) -> dict[int, Path]:
 
 
 def job(args: argparse.Namespace, name: str, seed: int, start: Path, changes: dict[str, Any]) -> AlignmentArm:
-    settings = {"steps": args.steps, "seed": seed, "patience": 0, "guard": "harm"} | {
-        f: getattr(args, f) for f in FLAGS
-    }
+    settings = {"steps": args.steps, "requests": args.batch, "seed": seed, "patience": 0, "guard": "harm"}
+    settings |= {flag: getattr(args, flag) for flag in FLAGS}
     out, digest = args.work / f"{name}.{seed}", sha256(start / MANIFEST)[:12]
     config = AlignConfig(bundle=start, out=out, **settings | changes)
     shared = args.work / f"shared.{digest}.{seed}"
@@ -196,6 +196,7 @@ def table(args: argparse.Namespace) -> None:
     about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
     chosen = args.work / "temperatures.json"
     about |= {
+        "arms_made_on": machines([path for found in folders.values() for path in found.values()]),
         "settings": Bundle.load(folders[OURS][seeds[0]]).config["aligned"] if OURS in folders else {},
         "temperatures": read_json(chosen) if chosen.exists() else None,
         "skip_first": args.skip_first,
@@ -211,6 +212,12 @@ def table(args: argparse.Namespace) -> None:
     save(report, args.out)
     plot(folders, seeds, args.out / "steadiness.png")
     print(f"{args.out}: {len(folders)} arms, {len(seeds)} seeds")
+
+
+def machines(folders: list[Path]) -> list[dict[str, Any]]:
+    """Those that the arms were made on, each once."""
+    found = [read_json(path / "report" / MADE_ON) for path in folders if (path / "report" / MADE_ON).is_file()]
+    return [one for i, one in enumerate(found) if one not in found[:i]]
 
 
 def parts_of(name: str) -> tuple[str, ...]:
@@ -376,6 +383,9 @@ def main(argv: list[str] | None = None) -> int:
         each.add_argument("--steps", type=int, default=AlignConfig.steps, help="optimiser steps of every arm")
         each.add_argument("--learning-rate", type=float, default=AlignConfig.learning_rate)
         each.add_argument("--updates", type=int, default=AlignConfig.updates)
+        each.add_argument("--batch", type=int, default=AlignConfig.requests, help="requests in a batch of rollouts")
+        each.add_argument("--anchor", type=float, default=AlignConfig.anchor)
+        each.add_argument("--evaluate-steps", type=int, default=AlignConfig.evaluate_steps)
         each.add_argument("--rollouts", choices=ROLLOUTS, default=AlignConfig.rollouts)
         each.add_argument("--ranking", choices=RANKINGS, default=AlignConfig.ranking)
         each.add_argument("--requests", type=int, default=500, help="test requests judged in each scenario")

@@ -26,7 +26,7 @@ from genrec.tools.fusion import standardise
 from training.align import Align, verdict
 from training.align_config import LOSSES, AlignConfig
 from training.evaluate import ALONE_ROW
-from training.fit import Fit
+from training.fit import SPLITS, Fit
 from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function
 
 ITEMS, DIMENSIONS = 24, 8
@@ -439,6 +439,20 @@ def test_a_bundle_becomes_an_aligned_bundle_and_stays_one(
     assert align(config, said.append) == out and "is there already" in said[-1]
     with pytest.raises(GenrecError, match="other settings"):
         align(replace(config, seed=1), said.append)
+
+
+def test_weights_are_kept_by_other_requests_than_the_fit_picked_the_start_by(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Align(AlignConfig(tiny_bundle, tmp_path / "out"), lambda _: None)
+    job.split = SPLITS[job.config.protocol](job.source.dataset)
+    validation = job.split.validation
+    few, most = len(validation) // 3, len(validation) - 1
+    monkeypatch.setattr(Fit, "watched", lambda self: self.split.validation.sample(few, seed=1))
+    theirs, mine = (set(map(id, x.contexts)) for x in (Fit.watched(job), job.watched()))
+    assert len(theirs) == len(mine) == few and not theirs & mine
+    monkeypatch.setattr(Fit, "watched", lambda self: self.split.validation.sample(most, seed=1))
+    assert list(map(id, job.watched().contexts)) == list(map(id, Fit.watched(job).contexts))  # too few others
 
 
 def test_a_bundle_that_is_none_and_weights_that_are_none_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
