@@ -29,33 +29,37 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from arms import Arm, finished
+from arms import MADE_ON, Arm, finished, machines
 from command import run_command
 
 from genrec.bundle import Bundle
 from genrec.contracts import HOME
 from genrec.data import EvalSet, Split
 from genrec.errors import GenrecError
+from genrec.evaluation.intervals import paired
 from genrec.evaluation.metrics import ndcg
 from genrec.evaluation.protocol import Ranked, rank_lists
-from genrec.evaluation.report import Report, compare, provenance, rows_of, save
+from genrec.evaluation.report import Report, compare, machine, provenance, rows_of, save
 from genrec.generator.batches import TrainingData
 from genrec.generator.model import GeneratorModel
 from genrec.instructions.timeline import Timeline
-from genrec.io import read_json, write_json
+from genrec.io import atomic, read_json, write_json
 from training.config import FitConfig
 from training.evaluate import WIDTH, chunks, fused_weights, instruction_vectors, rank_generator, shortlists
 from training.fit import SPLITS
 
 RECENT, RETRIEVED, HISTORY = 20, 30, 200
 NONE = "none.plain"
+RECALL = "recall.npz"
 MEMORY = {
     "plain": {"max_history": RECENT + RETRIEVED},
     "igr": {"max_history": HISTORY, "recent": RECENT, "retrieved": RETRIEVED, "q2i": 0.0},
@@ -86,11 +90,15 @@ class InstructionArm(Arm):
         parts, folder, test = self.parts(), self.folder / "report", self.split.test
         ranked = np.ones(len(test), bool) if self.only is None else age(test, self.only) == 0
         np.save(folder / "ranked.npy", ranked)
+        write_json(folder / MADE_ON, machine())
         weights, found = parts.fusion(HOME), {"alone": [], "fused": []}
         for piece, shortlist in shortlists(parts, test.take(np.flatnonzero(ranked)), weights["floors"]):
             served = np.take_along_axis(shortlist.rows, shortlist.order(weights["fused"]), 1)
             for name, lists in (("alone", shortlist.beam), ("fused", served)):
                 found[name].append(rank_lists(name, lists, piece))
+        if self.config.retrieved and parts.timeline is not None:
+            with atomic(folder / RECALL) as path, path.open("wb") as file:
+                np.savez(file, **retrieval(parts, test))
         for name, pieces in found.items():
             ranks, lists = (np.concatenate([getattr(r, what) for r in pieces]) for what in ("ranks", "lists"))
             whole = np.full(len(test), np.inf, ranks.dtype), np.full((len(test), lists.shape[1]), -1, lists.dtype)
@@ -126,26 +134,27 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
-    """Per request with an instruction and such events: the recall of the events that IGR retrieves, of as many of the
-    newest older ones, and the expectation of a random choice; float64 [B'] each."""
+    """Per request with an instruction and older events of the wanted category: the recall of those that IGR retrieves,
+    of as many of the newest older ones, and the expectation of a random choice; float64 [B'] each, and the requests'
+    users."""
     import torch
 
+    from genrec.generator.model import distances
     from genrec.generator.search import make_history, make_request
 
     model, config = parts.generator, parts.generator.config
     leaf = np.array([hash(tuple(p)) if p else 0 for p in parts.dataset.catalog.categories])
     vectors = instruction_vectors(parts, requests)
-    out: dict[str, list[float]] = {"igr": [], "newest": [], "random": []}
-    done = 0
+    out: dict[str, list[float]] = {"users": [], "igr": [], "newest": [], "random": []}
+    done, device = 0, model.device
     for piece in chunks(requests):
         told = None if vectors is None else vectors[done : done + len(piece)]
         done += len(piece)
         history, request = make_history(piece.contexts, config.max_history), make_request(model, piece.contexts, told)
-        length = (history.rows >= 0).sum(1)
-        distance = (length[:, None] - 1 - torch.arange(history.rows.shape[1]))[:, None]
+        distance = distances(history)
         with torch.no_grad():
-            seen = (model.visible(history, request, distance) >= 0)[:, 0].numpy()
-        older = (distance[:, 0] >= config.recent).numpy()
+            visible = model.visible(history.to(device), request.to(device), distance.to(device))
+        seen, older = (visible >= 0)[:, 0].cpu().numpy(), (distance[:, 0] >= config.recent).numpy()
         rows, back = history.rows.numpy(), distance[:, 0].numpy()
         for b, target in enumerate(piece.targets.tolist()):
             wanted = older[b] & (leaf[rows[b]] == leaf[target]) & (rows[b] >= 0)
@@ -153,10 +162,29 @@ def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
             if not wanted.any() or k == int(older[b].sum()) or not bool(request.instructed[b, 0]):
                 continue
             newest = older[b] & (back[b] < config.recent + k)
+            out["users"].append(int(piece.users[b]))
             out["igr"].append((wanted & seen[b]).sum() / wanted.sum())
             out["newest"].append((wanted & newest).sum() / wanted.sum())
             out["random"].append(k / older[b].sum())
     return {name: np.array(values) for name, values in out.items()}
+
+
+def kept_recall(arm: Path) -> Mapping[str, np.ndarray]:
+    path = arm / "report" / RECALL
+    if not path.is_file():
+        raise GenrecError(f"{path} is missing: the arm is of an earlier version; remove it and fit it again")
+    return np.load(path)
+
+
+def recalls(each: list[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Means of `retrieval` over seeds, and IGR's differences to the other two, as [mean, low, high]; a user's requests
+    of all seeds are one cluster."""
+    whole = {k: np.concatenate([e[k] for e in each]) for k in ("users", "igr", "newest", "random")}
+    out: dict[str, Any] = {k: round(float(whole[k].mean()), 4) for k in ("igr", "newest", "random")}
+    for base in ("newest", "random"):
+        i = paired(whole["igr"][:, None], whole[base][:, None], whole["users"])[0]
+        out[f"igr minus {base}"] = [round(x, 4) for x in (i.mean, i.low, i.high)]
+    return out | {"requests": len(each[0]["igr"])}
 
 
 def fresher(args: argparse.Namespace) -> None:
@@ -265,9 +293,7 @@ def table(args: argparse.Namespace) -> None:
             rows += [r for r in rows_of(ranked[name, part], requests, fits=len(seeds)) if r.slice == "all"]
         bundles = [Bundle.load(found[s]) for s in seeds]
         if bundles[0].config["retrieved"] and bundles[0].timeline is not None:
-            each = [retrieval(parts, split.test) for parts in bundles]
-            recall[name] = {k: round(float(np.mean([e[k].mean() for e in each])), 4) for k in each[0]}
-            recall[name]["requests"] = len(each[0]["igr"])
+            recall[name] = recalls([kept_recall(found[s]) for s in seeds])
     for name, part in ranked:
         arm, _, memory = name.partition(".")
         bases = [NONE] if name != NONE else []
@@ -280,6 +306,7 @@ def table(args: argparse.Namespace) -> None:
                 pairs += [c for c in found if c.slice == "all"]
     about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
     about |= {"settings": first.config | {"memory": MEMORY}, "retrieval_recall": recall}
+    about["arms_made_on"] = machines([path for found in folders.values() for path in found.values()])
     save(Report(f"{first.dataset.name}: instructions", tuple(rows), tuple(pairs), about), args.out)
     print(f"{args.out}: {len(folders)} arms, {len(seeds)} seeds")
 

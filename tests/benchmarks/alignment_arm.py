@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from arms import MADE_ON
 
 from genrec.alignment.judges import Bench, Judge, satisfactions, taste_vectors
 from genrec.alignment.rewards import ScenarioWeights, judge
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 UNTOUCHED, OURS = "untouched", "sa-gcpo"
 WHOLE = (UNTOUCHED, OURS)  # arms that are measured with the tools too, and under every instruction
 GUARDED, LAST, FUSED = "guarded", "last", "fused"
-MADE_ON = "machine.json"
 LIST = 10
 
 

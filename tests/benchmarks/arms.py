@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from genrec.errors import GenrecError
 from genrec.io import read_json, write_json
@@ -24,6 +25,7 @@ SHARED = (
     "genrec",
 )  # what they must
 ABOUT = "prepared.json"
+MADE_ON = "machine.json"  # in an arm's report: what it was made on
 
 
 class Arm(Fit):
@@ -65,3 +67,9 @@ def finished(work: Path) -> dict[str, dict[int, Path]]:
         if seed.isdigit() and (path / "bundle.json").is_file():
             found.setdefault(name, {})[int(seed)] = path
     return found
+
+
+def machines(folders: list[Path]) -> list[dict[str, Any]]:
+    """Those that finished arms were made on, each once."""
+    found = [read_json(path / "report" / MADE_ON) for path in folders if (path / "report" / MADE_ON).is_file()]
+    return [one for i, one in enumerate(found) if one not in found[:i]]

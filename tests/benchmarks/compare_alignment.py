@@ -40,8 +40,8 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from alignment_arm import FUSED, GUARDED, LAST, MADE_ON, OURS, UNTOUCHED, WHOLE, AlignmentArm, places
-from arms import finished
+from alignment_arm import FUSED, GUARDED, LAST, OURS, UNTOUCHED, WHOLE, AlignmentArm, places
+from arms import finished, machines
 from command import run_command
 
 from genrec.bundle import MANIFEST, Bundle
@@ -212,12 +212,6 @@ def table(args: argparse.Namespace) -> None:
     save(report, args.out)
     plot(folders, seeds, args.out / "steadiness.png")
     print(f"{args.out}: {len(folders)} arms, {len(seeds)} seeds")
-
-
-def machines(folders: list[Path]) -> list[dict[str, Any]]:
-    """Those that the arms were made on, each once."""
-    found = [read_json(path / "report" / MADE_ON) for path in folders if (path / "report" / MADE_ON).is_file()]
-    return [one for i, one in enumerate(found) if one not in found[:i]]
 
 
 def parts_of(name: str) -> tuple[str, ...]:

@@ -53,7 +53,9 @@ def made(ablate: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_table_compares_over_the_same_requests(ablate: Any, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_compares_over_the_same_requests(
+    ablate: Any, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_script(ablate, monkeypatch, "table", "--work", str(made / "work"), "--out", str(made / "table")) == 0
     report = read_json(made / "table" / "report.json")
     systems = {row["system"] for row in report["rows"]}
@@ -64,7 +66,16 @@ def test_the_table_compares_over_the_same_requests(ablate: Any, made: Path, monk
     assert {("own, plain: alone", "none, plain: alone"), ("own, plain: alone", "shuffled, plain: alone")} <= pairs
     assert ("own, igr+q2i: alone", "own, plain: alone") in pairs
     recall = report["about"]["retrieval_recall"]["own.igr+q2i"]
-    assert recall["requests"] > 0 and all(0 <= recall[name] <= 1 for name in recall if name != "requests")
+    assert recall["requests"] > 0 and all(0 <= recall[name] <= 1 for name in ("igr", "newest", "random"))
+    for base in ("newest", "random"):
+        mean, low, high = recall[f"igr minus {base}"]
+        assert low <= mean <= high and mean == pytest.approx(recall["igr"] - recall[base], abs=2e-4)
+    assert len(report["about"]["arms_made_on"]) == 1  # all arms on this machine
+    kept = made / "work" / "own.igr+q2i.0" / "report" / "recall.npz"
+    kept.rename(kept.with_suffix(".away"))
+    assert run_script(ablate, monkeypatch, "table", "--work", str(made / "work"), "--out", str(made / "again")) == 2
+    assert "recall.npz is missing" in capsys.readouterr().err
+    kept.with_suffix(".away").rename(kept)
 
 
 def test_fresher_ranks_anew_what_the_fits_are_told_now(

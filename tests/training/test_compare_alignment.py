@@ -54,6 +54,7 @@ def test_the_comparison_runs_from_fit_to_table(
     means = [row for row in report["rows"] if row["slice"] == "reward, mean"]
     assert len(means) == 3 and all(row["metrics"]["reward"]["low"] is not None for row in means)
     assert any(c["slice"] == "reward, mean" and c["baseline"] == "untouched: guarded" for c in report["comparisons"])
+    assert [one["cpu"] for one in report["about"]["arms_made_on"]]
     assert report["about"]["skip_first"] == 1 and (out / "steadiness.png").exists()
     (tmp_path / "w" / "sa-gcpo.0").rename(tmp_path / "w" / "sa-gcpo.1")
     assert main(["table", *work, "--out", str(out)]) == 2
