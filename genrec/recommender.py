@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_HISTORY = 10_000
 MAX_INSTRUCTION = 500  # characters
 STORE_REST = 10.0  # seconds
+EMBEDDED = 4096  # texts whose embeddings are kept: a stored instruction serves many requests
 
 
 class Recommender:
@@ -41,6 +42,7 @@ class Recommender:
         self.width = width
         self.evidence = evidence
         self._store_back = 0.0  # monotonic time at which a store that failed is asked again
+        self._embedded: dict[str, np.ndarray] = {}  # by text, oldest first
 
     @classmethod
     def load(cls, folder: Path | str, instructions: Path | str | None = None) -> Recommender:
@@ -228,9 +230,15 @@ class Recommender:
     def _vectors(self, chosen: list[tuple[Instruction | None, str]]) -> np.ndarray:
         """Text embeddings [B, text_dim]; NaN rows where there is no instruction."""
         out = np.full((len(chosen), self.bundle.embeddings.shape[1]), np.nan, np.float32)
-        told = [(i, instruction.look_for) for i, (instruction, _) in enumerate(chosen) if instruction is not None]
-        if told:
-            out[[i for i, _ in told]] = self.bundle.embedder([text for _, text in told])
+        told = {i: instruction.look_for for i, (instruction, _) in enumerate(chosen) if instruction is not None}
+        known = {text: self._embedded[text] for text in told.values() if text in self._embedded}
+        if new := [text for text in dict.fromkeys(told.values()) if text not in known]:
+            known |= zip(new, self.bundle.embedder(new), strict=True)
+            self._embedded |= known
+            for text in list(self._embedded)[:-EMBEDDED]:
+                self._embedded.pop(text, None)
+        for i, text in told.items():
+            out[i] = known[text]
         return out
 
     def _weights(self, context: UserContext, given: Mapping[str, float] | None, told: bool) -> dict[str, float]:

@@ -142,6 +142,29 @@ def test_instructions_have_one_order_of_precedence(tiny_bundle: Path, tmp_path: 
     assert dict(given.beam) != dict(recommender.recommend(asked).beam)
 
 
+def test_a_text_is_embedded_once_and_the_oldest_are_forgotten(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    asked: list[list[str]] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        asked.append(list(texts))
+        return np.stack([recommender.bundle.embeddings[len(t)] for t in texts])
+
+    recommender.bundle.__dict__["embedder"] = embed
+    monkeypatch.setattr("genrec.recommender.EMBEDDED", 2)
+    user = recommender.context(user="u1")
+    first = recommender.recommend(user, instruction="tea")
+    assert recommender.recommend(user, instruction="tea").beam == first.beam and asked == [["tea"]]
+    both = recommender.recommend_batch([user] * 3, instructions=["tea", "soap!", "soap!"])
+    assert asked == [["tea"], ["soap!"]] and dict(both[0].beam).keys() == dict(first.beam).keys()
+    recommender.recommend_batch([user] * 3, instructions=["a", "bc", "defg"])  # more than are kept
+    assert asked[-1] == ["a", "bc", "defg"] and list(recommender._embedded) == ["bc", "defg"]
+    recommender.recommend(user, instruction="tea")
+    assert asked[-1] == ["tea"]
+
+
 def test_a_search_text_with_a_stored_rewriting_is_followed_by_that(tiny_bundle: Path, tmp_path: Path) -> None:
     recommender = readable(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     vectors = {"Something for bread; cheese": recommender.bundle.embeddings[30]}

@@ -1,6 +1,10 @@
 """Does the list do what was typed? Title searches, and instructions that name a category.
 
-    python tests/benchmarks/measure_steering.py --bundle bundles/ml-100k --out docs/results/steering-ml-100k
+    python tests/benchmarks/measure_steering.py --bundle bundles/ml-100k-0 bundles/ml-100k-1 bundles/ml-100k-2 \
+        --out docs/results/steering-ml-100k
+
+Several bundles are fits of the same data with other seeds: every number is their mean, and the requests of a user in
+all fits are one cluster of the interval.
 
 Titles: every catalogue title is searched for by its words (genrec.data.scenarios.queries: at most three, so several
 items may share them), without a history; found means among the first ten. Categories: for each one with at least LEAST
@@ -49,19 +53,27 @@ def lists(
     return out
 
 
-def titles(recommender: Recommender) -> dict[str, object]:
-    asked = [(row, text) for row, text in enumerate(queries(recommender.bundle.dataset.catalog)) if text]
-    context = recommender.context(history=[])
-    found = {}
+def titles(fits: Sequence[Recommender]) -> dict[str, object]:
+    asked = [(row, text) for row, text in enumerate(queries(fits[0].bundle.dataset.catalog)) if text]
+    wanted, each = np.array([row for row, _ in asked]), {}
     for part in PARTS:
-        best = lists(recommender, [context] * len(asked), [text for _, text in asked], part)
-        hits = (best == np.array([row for row, _ in asked])[:, None]).any(1)
-        found[part] = round(float(hits.mean()), 4)
-    return {"titles": len(asked), "distinct queries": len({text for _, text in asked}), "found in the first ten": found}
+        hits = []
+        for recommender in fits:
+            context = recommender.context(history=[])
+            best = lists(recommender, [context] * len(asked), [text for _, text in asked], part)
+            hits.append(round(float((best == wanted[:, None]).any(1).mean()), 4))
+        each[part] = hits
+        print(part, hits, flush=True)
+    return {
+        "titles": len(asked),
+        "distinct queries": len({text for _, text in asked}),
+        "found in the first ten": {part: round(float(np.mean(hits)), 4) for part, hits in each.items()},
+        "by fit": each,
+    }
 
 
-def categories(recommender: Recommender, seed: int) -> list[dict[str, object]]:
-    bundle = recommender.bundle
+def categories(fits: Sequence[Recommender], seed: int) -> list[dict[str, object]]:
+    bundle = fits[0].bundle
     catalog, test = bundle.dataset.catalog, SPLITS[bundle.config["protocol"]](bundle.dataset).test
     names = [set(path) for path in catalog.categories]
     rng = np.random.default_rng(seed)
@@ -80,14 +92,15 @@ def categories(recommender: Recommender, seed: int) -> list[dict[str, object]]:
         for part in PARTS:
             shares, gains = [], []
             for texts in ([None] * len(contexts), [name] * len(contexts)):
-                best = lists(recommender, contexts, texts, part)
-                shares.append((of[best] & (best >= 0)).sum(1) / K)
-                place = best[:n] == test.targets[chosen[:n]][:, None]
-                gains.append(np.where(place.any(1), 1 / np.log2(place.argmax(1) + 2), 0.0))
-            change = bootstrap((gains[1] - gains[0])[:, None], np.arange(n))[0]
+                every_fit = np.stack([lists(recommender, contexts, texts, part) for recommender in fits])
+                shares.append((of[every_fit] & (every_fit >= 0)).sum(2) / K)  # [fits, 2 n]
+                place = every_fit[:, :n] == test.targets[chosen[:n]][:, None]
+                gains.append(np.where(place.any(2), 1 / np.log2(place.argmax(2) + 2), 0.0).ravel())
+            change = bootstrap((gains[1] - gains[0])[:, None], np.tile(np.arange(n), len(fits)))[0]
             row[part] = {
                 "default share": round(float(shares[0].mean()), 4),
                 "steered share": round(float(shares[1].mean()), 4),
+                "steered share by fit": [round(float(x), 4) for x in shares[1].mean(1)],
                 "default NDCG@10": round(float(gains[0].mean()), 4),
                 "steered NDCG@10": round(float(gains[1].mean()), 4),
                 "NDCG@10 change": _interval(change),
@@ -132,15 +145,15 @@ def markdown(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    clock, recommender = time.perf_counter(), Recommender.load(args.bundle)
-    result: dict = {"titles": titles(recommender)}
-    print(result["titles"], flush=True)
-    result["categories"] = categories(recommender, args.seed)
-    result["about"] = provenance("see the script", {"users": args.seed}, time.perf_counter() - clock)
+    clock, fits = time.perf_counter(), [Recommender.load(path) for path in args.bundle]
+    result: dict = {"titles": titles(fits)}
+    result["categories"] = categories(fits, args.seed)
+    seeds = {f"fit {i}": fit.bundle.config["seed"] for i, fit in enumerate(fits)}
+    result["about"] = provenance("see the script", seeds | {"users": args.seed}, time.perf_counter() - clock)
     write_json(args.out / "steering.json", result)
     write_text(args.out / "steering.md", markdown(result))
 

@@ -66,6 +66,22 @@ def test_a_batch_follows_the_schema_and_the_history(model: Backend, tmp_path: Pa
     torch.set_num_threads(threads)
 
 
+def test_a_situation_is_written_for_people_without_a_history(model: Backend, tmp_path: Path) -> None:
+    evening, summer = 1_734_200_000.0, 1_719_900_000.0  # a Saturday in December, a Tuesday in July
+    people = {
+        "mother": UserContext((), user="mother", attributes=(("age", "31"), ("", "mother of a baby")), clock=evening),
+        "runner": UserContext((), user="runner", attributes=(("", "student"), ("likes", "running")), clock=summer),
+    }
+    template = prompts.load("situation_v1")
+    chat = PromptWriter(CATALOG, template).chat(people["mother"])[-1]["content"]
+    assert "Saturday evening, December" in chat and "mother of a baby" in chat
+    with open_store(tmp_path / "s.sqlite") as store:
+        done = instruct(list(people.values()), CATALOG, model, template, store)
+        found = {user: i for user, _, i in store.all()}
+    assert done.written == 2 and {i.prompt_version.partition("+")[0] for i in found.values()} == {"situation_v1"}
+    assert "mother" in found["mother"].situation.casefold() and "student" in found["runner"].situation.casefold()
+
+
 def test_the_same_prompts_give_the_same_texts_held_to_the_schema(model: Backend) -> None:
     chats = [PromptWriter(CATALOG, TEMPLATE).chat(context) for context in CONTEXTS[1:3]]
     schema = dict(TEMPLATE.schema)
