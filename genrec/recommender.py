@@ -42,7 +42,7 @@ class Recommender:
         self.width = width
         self.evidence = evidence
         self._store_back = 0.0  # monotonic time at which a store that failed is asked again
-        self._embedded: dict[str, np.ndarray] = {}  # by text, oldest first
+        self._embedded: dict[str, np.ndarray] = {}  # by text, those used last at the end
 
     @classmethod
     def load(cls, folder: Path | str, instructions: Path | str | None = None) -> Recommender:
@@ -231,12 +231,13 @@ class Recommender:
         """Text embeddings [B, text_dim]; NaN rows where there is no instruction."""
         out = np.full((len(chosen), self.bundle.embeddings.shape[1]), np.nan, np.float32)
         told = {i: instruction.look_for for i, (instruction, _) in enumerate(chosen) if instruction is not None}
-        known = {text: self._embedded[text] for text in told.values() if text in self._embedded}
-        if new := [text for text in dict.fromkeys(told.values()) if text not in known]:
+        texts = dict.fromkeys(told.values())
+        known = {text: v for text in texts if (v := self._embedded.pop(text, None)) is not None}
+        if new := [text for text in texts if text not in known]:
             known |= zip(new, self.bundle.embedder(new), strict=True)
-            self._embedded |= known
-            for text in list(self._embedded)[:-EMBEDDED]:
-                self._embedded.pop(text, None)
+        self._embedded |= known  # those just used are the newest
+        for text in list(self._embedded)[:-EMBEDDED]:
+            self._embedded.pop(text, None)
         for i, text in told.items():
             out[i] = known[text]
         return out

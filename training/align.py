@@ -198,8 +198,8 @@ class Align(Fit):
         return Positions(data, self.folds(), table)
 
     def watched(self) -> EvalSet:
-        """Other validation requests than those by which the fit picked the start, where there are as many: on its own
-        the start looks better than it is."""
+        """Other validation requests than those by which a fit picks its weights, where there are as many: on its own a
+        start looks better than it is (one that was aligned itself was kept by these)."""
         chosen = super().watched()
         theirs = set(map(id, chosen.contexts))
         others = [i for i, context in enumerate(self.split.validation.contexts) if id(context) not in theirs]

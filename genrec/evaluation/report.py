@@ -7,6 +7,7 @@ they have a source and no interval.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -142,8 +143,10 @@ def machine() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None  # a process that computes has loaded it
-    gpu = {"gpu": cuda.get_device_name()} if cuda is not None and cuda.is_available() else {}
+    gpu = {}
+    with contextlib.suppress(KeyError, RuntimeError):  # torch is not there, or its card is not to be had
+        cuda = sys.modules["torch"].cuda  # a process that computes has loaded it
+        gpu = {"gpu": cuda.get_device_name()} if cuda.is_available() else {}
     return {
         "cpu": model,
         "cores": cores,

@@ -9,14 +9,15 @@
 Arms: `none` (home requests alone, nothing is ever asked for), `default` (all scenarios, the learned default at home),
 and one per --timeline (see `python -m training.instructions`): the same, with these instructions in training and test.
 Memory: `plain` sees the newest RECENT + RETRIEVED events; `igr` sees the newest RECENT and the RETRIEVED that the
-instruction chooses out of HISTORY; `igr+q2i` trains that choice. All see equally many events, and share data, semantic
-IDs, tools and teaching of their seed. Every arm is a fit of its own: kill it, start it again, finished ones are kept.
+instruction chooses out of HISTORY; `igr+q2i` trains that choice. All attend to equally many events, and share data,
+semantic IDs, tools and teaching of their seed. Every arm is a fit of its own: kill it, start it again, finished ones
+are kept.
 
 The table: every arm over all seeds (requests of a user are one cluster) and the requests that every timeline has an
-instruction for, its difference to `none` and, for instructed
-arms, to `default` and to `shuffled` of the same memory; and IGR's own recall: of the older events that share the
-wanted item's categories, the share that is retrieved, beside the newest ones and the mean of a random choice; requests
-that see their whole history are left out.
+instruction for, its difference to `none` and, for instructed arms, to `default`, to `shuffled` and, where there is one,
+to `NAME-shuffled` of the same memory; and IGR's own recall: of the older events that share the wanted item's
+categories, the share that is retrieved, beside the newest ones and the mean of a random choice; requests that see their
+whole history are left out.
 
 `fresher`: what an old instruction loses. The fits stay as they are; their test requests are ranked under timelines that
 were written anew before every request (`--refresh 1`), beside the same requests under the timeline of the fit, and how
@@ -29,7 +30,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from arms import MADE_ON, Arm, finished, machines
 from command import run_command
 
-from genrec.bundle import Bundle
+from genrec.bundle import Bundle, fastest_device
 from genrec.contracts import HOME
 from genrec.data import EvalSet, Split
 from genrec.errors import GenrecError
@@ -78,6 +78,11 @@ class InstructionArm(Arm):
         data = super().training_data(model)
         return data if self.asks else replace(data, tasks=())
 
+    def train_generator(self) -> str:
+        said = super().train_generator()
+        write_json(self.folder / "report" / MADE_ON, machine())
+        return said
+
     def choose_weights(self) -> str:
         floors = read_json(self.work / "floors.json")["floors"]
         sample = self.split.validation.sample(8000 if self.only is None else 4000, seed=2)
@@ -90,7 +95,6 @@ class InstructionArm(Arm):
         parts, folder, test = self.parts(), self.folder / "report", self.split.test
         ranked = np.ones(len(test), bool) if self.only is None else age(test, self.only) == 0
         np.save(folder / "ranked.npy", ranked)
-        write_json(folder / MADE_ON, machine())
         weights, found = parts.fusion(HOME), {"alone": [], "fused": []}
         for piece, shortlist in shortlists(parts, test.take(np.flatnonzero(ranked)), weights["floors"]):
             served = np.take_along_axis(shortlist.rows, shortlist.order(weights["fused"]), 1)
@@ -98,7 +102,7 @@ class InstructionArm(Arm):
                 found[name].append(rank_lists(name, lists, piece))
         if self.config.retrieved and parts.timeline is not None:
             with atomic(folder / RECALL) as path, path.open("wb") as file:
-                np.savez(file, **retrieval(parts, test))
+                np.savez(file, **retrieval(parts, test, np.flatnonzero(ranked)))
         for name, pieces in found.items():
             ranks, lists = (np.concatenate([getattr(r, what) for r in pieces]) for what in ("ranks", "lists"))
             whole = np.full(len(test), np.inf, ranks.dtype), np.full((len(test), lists.shape[1]), -1, lists.dtype)
@@ -133,23 +137,23 @@ def fit(args: argparse.Namespace) -> None:
                 job.run()
 
 
-def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
+def retrieval(parts: Bundle, every: EvalSet, asked: np.ndarray) -> dict[str, np.ndarray]:
     """Per request with an instruction and older events of the wanted category: the recall of those that IGR retrieves,
-    of as many of the newest older ones, and the expectation of a random choice; float64 [B'] each, and the requests'
-    users."""
+    of as many of the newest older ones, and the expectation of a random choice; float64 [B'] each, with the requests'
+    users and where they stand in `every`. asked: those that are looked at, int [B]."""
     import torch
 
     from genrec.generator.model import distances
     from genrec.generator.search import make_history, make_request
 
-    model, config = parts.generator, parts.generator.config
+    requests, model, config = every.take(asked), parts.generator, parts.generator.config
     leaf = np.array([hash(tuple(p)) if p else 0 for p in parts.dataset.catalog.categories])
     vectors = instruction_vectors(parts, requests)
-    out: dict[str, list[float]] = {"users": [], "igr": [], "newest": [], "random": []}
+    out: dict[str, list[float]] = {"users": [], "at": [], "igr": [], "newest": [], "random": []}
     done, device = 0, model.device
     for piece in chunks(requests):
         told = None if vectors is None else vectors[done : done + len(piece)]
-        done += len(piece)
+        start, done = done, done + len(piece)
         history, request = make_history(piece.contexts, config.max_history), make_request(model, piece.contexts, told)
         distance = distances(history)
         with torch.no_grad():
@@ -163,23 +167,29 @@ def retrieval(parts: Bundle, requests: EvalSet) -> dict[str, np.ndarray]:
                 continue
             newest = older[b] & (back[b] < config.recent + k)
             out["users"].append(int(piece.users[b]))
+            out["at"].append(int(asked[start + b]))
             out["igr"].append((wanted & seen[b]).sum() / wanted.sum())
             out["newest"].append((wanted & newest).sum() / wanted.sum())
             out["random"].append(k / older[b].sum())
     return {name: np.array(values) for name, values in out.items()}
 
 
-def kept_recall(arm: Path) -> Mapping[str, np.ndarray]:
+def recall_of(arm: Path, every: EvalSet) -> dict[str, np.ndarray]:
+    """What an arm kept of `retrieval`; made anew for one of before."""
     path = arm / "report" / RECALL
-    if not path.is_file():
-        raise GenrecError(f"{path} is missing: the arm is of an earlier version; remove it and fit it again")
-    return np.load(path)
+    kept = dict(np.load(path)) if path.is_file() else {}
+    if "at" in kept:
+        return kept
+    return retrieval(Bundle.load(arm, device=fastest_device()), every, np.arange(len(every)))
 
 
-def recalls(each: list[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+def recalls(each: list[dict[str, np.ndarray]], told: np.ndarray) -> dict[str, Any]:
     """Means of `retrieval` over seeds, and IGR's differences to the other two, as [mean, low, high]; a user's requests
-    of all seeds are one cluster."""
+    of all seeds are one cluster. told: bool [B], the requests of the table."""
+    each = [{k: v[told[e["at"].astype(int)]] for k, v in e.items()} for e in each]
     whole = {k: np.concatenate([e[k] for e in each]) for k in ("users", "igr", "newest", "random")}
+    if not len(whole["igr"]):
+        return {"requests": 0}
     out: dict[str, Any] = {k: round(float(whole[k].mean()), 4) for k in ("igr", "newest", "random")}
     for base in ("newest", "random"):
         i = paired(whole["igr"][:, None], whole[base][:, None], whole["users"])[0]
@@ -220,7 +230,7 @@ def fresher(args: argparse.Namespace) -> None:
     for name, (fit, timeline) in told.items():
         pieces = []
         for seed in seeds:
-            parts = Bundle.load(folders[fit][seed])
+            parts = Bundle.load(folders[fit][seed], device=fastest_device())
             vectors = instruction_vectors(parts, some, timeline)
             pieces.append(rank_generator(parts.generator, some, vectors, WIDTH))
             print(f"{name}, seed {seed}: NDCG@10 {ndcg(pieces[-1].ranks, 10).mean():.4f} when told anew", flush=True)
@@ -291,14 +301,15 @@ def table(args: argparse.Namespace) -> None:
             )
             ranked[name, part] = Ranked(label, ranks, lists)
             rows += [r for r in rows_of(ranked[name, part], requests, fits=len(seeds)) if r.slice == "all"]
-        bundles = [Bundle.load(found[s]) for s in seeds]
-        if bundles[0].config["retrieved"] and bundles[0].timeline is not None:
-            recall[name] = recalls([kept_recall(found[s]) for s in seeds])
+        one = Bundle.load(found[seeds[0]])
+        if one.config["retrieved"] and one.timeline is not None:
+            recall[name] = recalls([recall_of(found[s], split.test) for s in seeds], told)
     for name, part in ranked:
         arm, _, memory = name.partition(".")
         bases = [NONE] if name != NONE else []
         if arm not in ("none", "default"):
-            bases += [f"default.{memory}", f"shuffled.{memory}"] if arm != "shuffled" else [f"default.{memory}"]
+            shuffles = [f"{arm}-shuffled.{memory}", f"shuffled.{memory}"]  # of the same writer, and the common one
+            bases += [f"default.{memory}"] + [name for name in shuffles if not arm.endswith("shuffled")]
         bases += [f"{arm}.plain"] if memory != "plain" and arm != "none" else []
         for base in dict.fromkeys(bases):
             if (base, part) in ranked:
@@ -306,6 +317,9 @@ def table(args: argparse.Namespace) -> None:
                 pairs += [c for c in found if c.slice == "all"]
     about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
     about |= {"settings": first.config | {"memory": MEMORY}, "retrieval_recall": recall}
+    about["ndcg_per_fit"] = {
+        r.system: [round(float(ndcg(x, 10).mean()), 5) for x in np.split(r.ranks, len(seeds))] for r in ranked.values()
+    }
     about["arms_made_on"] = machines([path for found in folders.values() for path in found.values()])
     save(Report(f"{first.dataset.name}: instructions", tuple(rows), tuple(pairs), about), args.out)
     print(f"{args.out}: {len(folders)} arms, {len(seeds)} seeds")

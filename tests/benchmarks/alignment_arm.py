@@ -48,6 +48,7 @@ class AlignmentArm(Align):
     asked = 500
 
     def align_generator(self) -> str:
+        write_json(self.folder / "report" / MADE_ON, machine())
         if self.name != UNTOUCHED:
             return super().align_generator()
         self.source.generator.save_pretrained(self.folder / "generator")
@@ -67,7 +68,6 @@ class AlignmentArm(Align):
         earn."""
         parts, test = self.parts(), self.split.test
         told = instruction_vectors(parts, test)
-        write_json(self.folder / "report" / MADE_ON, machine())
         if self.name in WHOLE:
             ranked = {r.system: r for r in rank_systems(parts, test)}
             self.keep(FUSED, ranked[FUSED_ROW])

@@ -6,7 +6,8 @@ Requests of users of the bundle's data, one at a time, each in these ways in tur
 percentile, and the medians of the trace's parts ("instruction": read from the store, and embedded where its text is
 new; "stored, again" is the next request of the same user). The stored instructions are the template's, in a store of
 the benchmark's own: reading one is as much work whoever wrote it. At the end the process must hold none of the packages
-that run language models; what it has loaded is the text encoder.
+that run language models; what it has loaded is the text encoder. A text typed at home is a search, which has weights of
+its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 import prompts
 from genrec import Recommender
 from genrec.contracts import HOME, Trace, UserContext
-from genrec.errors import GenrecError
 from genrec.evaluation.report import provenance
 from genrec.instructions import PromptWriter, open_store
 from genrec.instructions.plain import plain_instruction
@@ -35,12 +35,12 @@ WRITERS = ("vllm", "trl", "serving.llm")  # what loads or calls a language model
 
 def asked(recommender: Recommender, contexts: list[UserContext], text: str | None) -> tuple[list[float], list[Trace]]:
     """Milliseconds and traces of single requests."""
-    seconds, traces = [], []
+    times, traces = [], []
     for context in contexts:
         clock = time.perf_counter()
         traces.append(recommender.recommend(context, 10, text))
-        seconds.append(1000 * (time.perf_counter() - clock))
-    return seconds, traces
+        times.append(1000 * (time.perf_counter() - clock))
+    return times, traces
 
 
 def main() -> None:
@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--text", default="a film for a rainy evening", help="what is typed")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.users < 4:
+        raise SystemExit(f"--users is {args.users}; at least 4 are needed, as three only warm up")
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="genrec-") as folder:
         store, empty = Path(folder) / "stored.sqlite", Path(folder) / "empty.sqlite"
@@ -59,14 +61,17 @@ def main() -> None:
         writer = PromptWriter(dataset.catalog, prompts.load("intent_v2"))
         with open_store(store) as opened:
             opened.put_many((c.user or "", HOME, plain_instruction(c, writer)) for c in contexts)
+        with open_store(empty) as opened:
+            opened.put_many([])
         ways: dict[str, tuple[Recommender, str | None]]
         ways = {"no instruction": (untold, None), "stored": (told, None), "stored, again": (told, None)}
         ways |= {"typed": (untold, args.text)}
         found: dict[str, tuple[list[float], list[Trace]]] = {name: ([], []) for name in ways}
         for recommender, text in ways.values():
             asked(recommender, contexts[:3], text)  # what is read when first used
-        for context in contexts[3:]:
-            for name, (recommender, text) in ways.items():
+        for turn, context in enumerate(contexts[3:]):
+            order = list(ways.items())
+            for name, (recommender, text) in order[turn % 2 * 3 :] + order[: turn % 2 * 3]:
                 text = text and f"{text}, {context.user}"  # not known before
                 times, traces = asked(recommender, [context], text)
                 found[name][0].extend(times)
@@ -84,7 +89,7 @@ def main() -> None:
         }
         print(name, result[name], flush=True)
     if loaded := [name for name in WRITERS if name in sys.modules]:
-        raise GenrecError(f"a request has loaded {', '.join(loaded)}")
+        raise SystemExit(f"a request has loaded {', '.join(loaded)}")
     result["about"] = provenance("single requests in turns", {"fit": told.bundle.config["seed"]}, 0.0)
     result["about"]["seconds"] = round(time.perf_counter() - clock, 1)
     write_json(args.out, result)

@@ -70,8 +70,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "shuffled-rewards": {"loss": "sa-gcpo", "shuffled": True},
     "taught": {"policy": 0.0, "teaching": 0.7},
 }
-BUDGET = ("steps", "updates", "requests", "group", "rollouts", "ranking", "learning_rate", "anchor", "evaluate_steps")
-BUDGET += ("genrec",)
+BUDGET = (
+    *("steps", "updates", "requests", "group", "rollouts", "ranking", "learning_rate", "anchor", "evaluate_steps"),
+    "genrec",
+)
 TEMPERATURES = ((1.0, 2.0), (2.0, 1.0), (2.0, 5.0), (5.0, 2.0))
 FLAGS = ("learning_rate", "updates", "rollouts", "ranking", "anchor", "evaluate_steps")  # of AlignConfig, in every arm
 
@@ -104,10 +106,13 @@ def job(args: argparse.Namespace, name: str, seed: int, start: Path, changes: di
     return made
 
 
+def logged(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "report" / "alignment.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def validations(folder: Path) -> list[tuple[int, float]]:
-    path = folder / "report" / "alignment.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line["validation"]["ndcg"]) for line in lines if "validation" in line]
+    return [(line["step"], line["validation"]["ndcg"]) for line in logged(folder) if "validation" in line]
 
 
 def settled(values: list[float]) -> float:
@@ -165,7 +170,8 @@ def table(args: argparse.Namespace) -> None:
     if not seeds:
         have = ", ".join(f"{name}: {' '.join(map(str, sorted(found)))}" for name, found in folders.items())
         raise GenrecError(f"no seed is finished in every arm ({have}); run the missing ones first")
-    check_budgets({path.name: Bundle.load(path).config for found in folders.values() for path in found.values()})
+    configs = {path.name: Bundle.load(path).config for found in folders.values() for path in found.values()}
+    check_budgets(configs)
     first = Bundle.load(folders[UNTOUCHED][seeds[0]])
     split = SPLITS[first.config["protocol"]](first.dataset)
     kept = np.flatnonzero(places(split.test, split.test) >= args.skip_first)
@@ -193,9 +199,11 @@ def table(args: argparse.Namespace) -> None:
     rows += [row for key in earned for row in reward_rows(*key, earned[key])]
     pairs += [p for x in comparisons(folders) if x[1] != FUSED for p in reward_pairs(*x, earned)]
     guarded = {name: earned[name, GUARDED] for name in folders}
-    about = provenance(split.note, {f"fit {i}": s for i, s in enumerate(seeds)}, time.perf_counter() - clock)
+    seconds = time.perf_counter() - clock
+    about = provenance(split.note, {f"alignment {i}": s for i, s in enumerate(seeds)}, seconds)
     chosen = args.work / "temperatures.json"
     about |= {
+        "start_of_each_seed": {s: configs[folders[UNTOUCHED][s].name]["aligned"]["bundle"][:12] for s in seeds},
         "arms_made_on": machines([path for found in folders.values() for path in found.values()]),
         "settings": Bundle.load(folders[OURS][seeds[0]]).config["aligned"] if OURS in folders else {},
         "temperatures": read_json(chosen) if chosen.exists() else None,
@@ -207,6 +215,8 @@ def table(args: argparse.Namespace) -> None:
         "scenario_matrix": {n: matrix(guarded[n]) for n in WHOLE if n in guarded},
         "control": control(guarded),
         "steadiness": {n: steadiness(found, seeds) for n, found in folders.items() if n != UNTOUCHED},
+        "seconds_of_an_arm": {n: spent(found, seeds) for n, found in folders.items() if n != UNTOUCHED},
+        "ratios": {n: ratios(found, seeds) for n, found in folders.items() if n == OURS},
     }
     report = Report(f"{first.dataset.name}: policy losses", tuple(rows), tuple(pairs), about)
     save(report, args.out)
@@ -307,6 +317,25 @@ def steadiness(found: dict[int, Path], seeds: list[int]) -> dict[str, float]:
     return {"largest_fall": round(float(np.mean(falls)), 5), "end_less_start": round(float(np.mean(ends)), 5)}
 
 
+def spent(found: dict[int, Path], seeds: list[int]) -> dict[str, float]:
+    """Seconds of a run in rollouts, rewards, optimiser steps and validations, means over seeds."""
+    lines = [line["seconds"] for s in seeds for line in logged(found[s]) if "seconds" in line]
+    parts = ("rollout", "reward", "update", "validation")
+    return {part: round(sum(x.get(part, 0.0) for x in lines) / len(seeds), 1) for part in parts}
+
+
+def ratios(found: dict[int, Path], seeds: list[int]) -> dict[str, dict[str, list[float]]]:
+    """Mean histograms of the last step on each batch of rollouts, over the run and over its first half: shares of the
+    codes by ratio and by how far the gate is open, from the edges in docs/alignment.md on."""
+    each = [[line for line in logged(found[s]) if "ratio_histogram" in line] for s in seeds]
+    out: dict[str, dict[str, list[float]]] = {}
+    for name in ("ratio_histogram", "gate_histogram"):
+        values = np.array([[line[name] for line in lines] for lines in each])
+        halves = {"whole": values, "first half": values[:, : max(1, values.shape[1] // 2)]}
+        out[name] = {part: [round(float(x), 4) for x in v.mean((0, 1))] for part, v in halves.items()}
+    return out
+
+
 def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> None:
     """Validation NDCG@10 less that of the start, and training reward, over the steps: a line per arm (mean of seeds), a
     band from the lowest to the highest seed for ours."""
@@ -321,10 +350,7 @@ def plot(folders: dict[str, dict[int, Path]], seeds: list[int], path: Path) -> N
     for number, (name, found) in enumerate(folders.items()):
         if name == UNTOUCHED:
             continue
-        logs = []
-        for s in seeds:
-            text = (found[s] / "report" / "alignment.jsonl").read_text(encoding="utf-8")
-            logs.append([json.loads(line) for line in text.splitlines()])
+        logs = [logged(found[s]) for s in seeds]
         wide = 2.2 if name == OURS else 1.0
         for axes, key in ((left, "validation"), (right, "reward")):
             every = [

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from genrec.bundle import MANIFEST, Bundle
+from genrec.bundle import MANIFEST, Bundle, fastest_device
 from genrec.contracts import HOME, UserContext
 from genrec.data import Dataset, EvalSet
 from genrec.evaluation.protocol import Ranked
@@ -76,7 +76,7 @@ def main() -> int:
         rated = replace(bundle.dataset, sequences=split.train)
         rankers = {n: fitted(n, rated, args.work / f"{n}.{digest}", seed) for n in RANKERS} | {"noise": Noise()}
         for arm, names in ARMS.items():
-            parts = Bundle(path, bundle.config)
+            parts = Bundle(path, bundle.config, device=fastest_device())
             parts.__dict__["rankers"] = {n: rankers[n] for n in names}
             for scenario in SCENARIOS:
                 floors = bundle.fusion(scenario)["floors"]

@@ -27,6 +27,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from genrec import Recommender
+from genrec.bundle import Bundle, fastest_device
 from genrec.candidates import GENERATOR
 from genrec.contracts import UserContext
 from genrec.data.scenarios import queries
@@ -149,7 +150,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    clock, fits = time.perf_counter(), [Recommender.load(path) for path in args.bundle]
+    clock, fits = time.perf_counter(), []
+    for path in args.bundle:
+        fits.append(Recommender(Bundle.load(path, device=fastest_device())))
+        if any(fits[0].bundle.config[name] != fits[-1].bundle.config[name] for name in ("data", "inputs", "protocol")):
+            raise SystemExit(f"{path} was fitted on other data, or with another protocol, than {args.bundle[0]}")
     result: dict = {"titles": titles(fits)}
     result["categories"] = categories(fits, args.seed)
     seeds = {f"fit {i}": fit.bundle.config["seed"] for i, fit in enumerate(fits)}

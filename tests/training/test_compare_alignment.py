@@ -55,6 +55,9 @@ def test_the_comparison_runs_from_fit_to_table(
     assert len(means) == 3 and all(row["metrics"]["reward"]["low"] is not None for row in means)
     assert any(c["slice"] == "reward, mean" and c["baseline"] == "untouched: guarded" for c in report["comparisons"])
     assert [one["cpu"] for one in report["about"]["arms_made_on"]]
+    assert report["about"]["seconds_of_an_arm"]["sa-gcpo"]["update"] > 0
+    for shares in report["about"]["ratios"]["sa-gcpo"].values():
+        assert all(sum(values) == pytest.approx(1, abs=1e-3) for values in shares.values())
     assert report["about"]["skip_first"] == 1 and (out / "steadiness.png").exists()
     (tmp_path / "w" / "sa-gcpo.0").rename(tmp_path / "w" / "sa-gcpo.1")
     assert main(["table", *work, "--out", str(out)]) == 2
