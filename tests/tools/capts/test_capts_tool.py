@@ -76,6 +76,12 @@ def test_evidence_says_which_triggers_asked_which_channels(capts: CAPTS) -> None
     assert len(empty.items) == 0 and "Nothing to go by" in empty.sentence
 
 
+@pytest.mark.parametrize("asked", [UserContext(history=(0, 32)), UserContext(history=(0,), trigger=-2)])
+def test_rows_that_it_does_not_know_are_refused(capts: CAPTS, asked: UserContext) -> None:
+    with pytest.raises(GenrecError, match=r"context 1 names row (32|-2), and the tool was fitted on 32 items"):
+        capts.retrieve([ASKED[0], asked], 3)
+
+
 def test_steering_changes_the_routing_only(capts: CAPTS) -> None:
     wide = capts.steered(quota=9, policy="recent", most=3)
     _, _, (found,) = wide.route(contexts([0, 1, 2]))

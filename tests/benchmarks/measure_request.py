@@ -1,6 +1,6 @@
 """What one request costs: without an instruction, with a stored one, and with a typed text.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_request.py --bundle bundles/ml-100k-0 --out request.json
+    OMP_NUM_THREADS=1 python tests/benchmarks/measure_request.py --bundle bundles/ml-100k-0 --out request.json
 
 Requests of users of the bundle's data, one at a time, each in these ways in turns; milliseconds, median and 95th
 percentile, and the medians of the trace's parts ("instruction": read from the store, and embedded where its text is
