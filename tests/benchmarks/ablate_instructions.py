@@ -8,6 +8,7 @@
 
 Arms: `none` (home requests alone, nothing is ever asked for), `default` (all scenarios, the learned default at home),
 and one per --timeline (see `python -m training.instructions`): the same, with these instructions in training and test.
+With --home they learn home alone, as `none` does: what differs from it is the instruction then, and nothing else.
 Memory: `plain` sees the newest RECENT + RETRIEVED events; `igr` sees the newest RECENT and the RETRIEVED that the
 instruction chooses out of HISTORY; `igr+q2i` trains that choice. All attend to equally many events, and share data,
 semantic IDs, tools and teaching of their seed. Every arm is a fit of its own: kill it, start it again, finished ones
@@ -133,7 +134,7 @@ def fit(args: argparse.Namespace) -> None:
                     **MEMORY[memory],
                 )
                 job = InstructionArm(config, args.work / f"prepared.{seed}")
-                job.asks, job.only = arm != "none", only
+                job.asks, job.only = arm != "none" and not args.home, only
                 job.run()
 
 
@@ -336,6 +337,7 @@ def main() -> int:
     one.add_argument("--timeline", action="append", default=[], metavar="NAME=FILE")
     one.add_argument("--only", type=Path, metavar="FILE", help="rank the test requests of this timeline alone")
     one.add_argument("--arms", nargs="+", help="some of them (default: all)")
+    one.add_argument("--home", action="store_true", help="these arms learn home alone, as none does; name them so")
     one.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY))
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     one.add_argument("--work", type=Path, required=True)

@@ -51,6 +51,9 @@ def made(ablate: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         arms = ("--timeline", told[0], "--timeline", told[1], "--memory", "plain")
         assert run_script(ablate, patch, *fit, *arms, "--arms", "none", "own", "shuffled") == 0
         assert run_script(ablate, patch, *fit, "--timeline", told[0], "--memory", "igr+q2i", "--arms", "own") == 0
+        alone = [f"own-home={folder / 'own.parquet'}", f"own-home-shuffled={folder / 'own-shuffled.parquet'}"]
+        home = ("--home", "--arms", "own-home", "own-home-shuffled", "--memory", "plain")
+        assert run_script(ablate, patch, *fit, *home, "--timeline", alone[0], "--timeline", alone[1]) == 0
     return folder
 
 
@@ -58,12 +61,21 @@ def test_the_table_compares_over_the_same_requests(ablate: Any, made: Path, monk
     assert run_script(ablate, monkeypatch, "table", "--work", str(made / "work"), "--out", str(made / "table")) == 0
     report = read_json(made / "table" / "report.json")
     systems = {row["system"] for row in report["rows"]}
-    arms = ("none, plain", "own, plain", "shuffled, plain", "own, igr+q2i")
+    arms = (
+        "none, plain",
+        "own, plain",
+        "shuffled, plain",
+        "own, igr+q2i",
+        "own-home, plain",
+        "own-home-shuffled, plain",
+    )
     assert systems == {f"{arm}: {part}" for arm in arms for part in ("alone", "fused")}
     assert len({row["requests"] for row in report["rows"]}) == 1 and report["rows"][0]["requests"] > 0
     pairs = {(c["system"], c["baseline"]) for c in report["comparisons"]}
     assert {("own, plain: alone", "none, plain: alone"), ("own, plain: alone", "shuffled, plain: alone")} <= pairs
     assert ("own, igr+q2i: alone", "own, plain: alone") in pairs
+    assert ("own-home, plain: alone", "own-home-shuffled, plain: alone") in pairs
+    assert len(report["about"]["ndcg_per_fit"]["own-home, plain: fused"]) == 1
     recall = report["about"]["retrieval_recall"]["own.igr+q2i"]
     assert recall["requests"] > 0 and all(0 <= recall[name] <= 1 for name in ("igr", "newest", "random"))
     for base in ("newest", "random"):
