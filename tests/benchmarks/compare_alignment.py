@@ -55,7 +55,7 @@ from training.align_config import RANKINGS, ROLLOUTS, AlignConfig
 from training.config import FitConfig
 from training.fit import SPLITS, Fit
 
-START = "start"
+START, NO_FLOOR = "start", "sa-gcpo-no-floor"
 ARMS: dict[str, dict[str, Any]] = {
     UNTOUCHED: {},
     "grpo": {"loss": "grpo"},
@@ -65,7 +65,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ecpo": {"loss": "ecpo"},
     "gbpo": {"loss": "gbpo"},
     OURS: {"loss": "sa-gcpo"},
-    "sa-gcpo-no-floor": {"loss": "sa-gcpo", "floor": False},
+    NO_FLOOR: {"loss": "sa-gcpo", "floor": False},
     "anchor-only": {"policy": 0.0},
     "shuffled-rewards": {"loss": "sa-gcpo", "shuffled": True},
     "taught": {"policy": 0.0, "teaching": 0.7},
@@ -230,13 +230,15 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def comparisons(folders: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(arm, part, baseline, its part): every arm less the untouched model, SA-GCPO less every other arm."""
+    """(arm, part, baseline, its part): every arm less the untouched model, SA-GCPO less every other arm, and SA-GCPO
+    without floor less SAPO: the temperatures alone."""
     out = []
     for name in folders:
         for part in parts_of(name) if name != UNTOUCHED else ():
             out.append((name, part, UNTOUCHED, FUSED if part == FUSED else GUARDED))
             others = [n for n in folders if n not in (name, UNTOUCHED) and part in parts_of(n)]
             out += [(name, part, n, part) for n in others] if name == OURS else []
+            out += [(name, part, "sapo", part)] if name == NO_FLOOR and "sapo" in folders else []
     return out
 
 
