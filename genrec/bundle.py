@@ -109,18 +109,11 @@ def load_embeddings(folder: Path) -> np.ndarray:
     return load_file(folder / "embeddings.safetensors")["embeddings"].astype(np.float32)
 
 
-def fastest_device() -> str:
-    """ "cuda" where there is a GPU, else "cpu"."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A loaded bundle; its parts are read when first used. instructions: where its store is, a file or a URL (see
     genrec.instructions.store); None for the file in the folder. device: where the generator computes; a request at a
-    time is quick on a CPU, what ranks thousands takes `fastest_device`."""
+    time is quick on a CPU, what ranks thousands takes `genrec.device.fastest_device`."""
 
     folder: Path
     config: dict[str, Any]

@@ -433,7 +433,8 @@ def _measure(folders: list[Path], out: Path | None, scenario: str) -> dict[str, 
     if out:
         check_writable(out)
     with terminal.work("measuring") as report, tempfile.TemporaryDirectory(prefix="genrec-") as temporary:
-        from genrec.bundle import Bundle, fastest_device
+        from genrec.bundle import Bundle
+        from genrec.device import fastest_device
         from training.evaluate import evaluate_bundles
         from training.fit import SPLITS
 

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from genrec import __version__
-from genrec.bundle import MANIFEST, TIMELINE, Bundle, fastest_device, load_embeddings, save_embeddings, seal
+from genrec.bundle import MANIFEST, TIMELINE, Bundle, load_embeddings, save_embeddings, seal
 from genrec.contracts import HOME
 from genrec.data import (
     SCENARIOS,
@@ -39,6 +39,7 @@ from genrec.data import (
     target_mask,
 )
 from genrec.data.scenarios import ways_to_ask
+from genrec.device import fastest_device
 from genrec.errors import GenrecError
 from genrec.evaluation.metrics import ndcg
 from genrec.instructions.timeline import Timeline

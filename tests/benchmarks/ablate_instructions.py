@@ -42,9 +42,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from arms import MADE_ON, Arm, finished, machines
 from command import run_command
 
-from genrec.bundle import Bundle, fastest_device
+from genrec.bundle import Bundle
 from genrec.contracts import HOME
 from genrec.data import EvalSet, Split
+from genrec.device import fastest_device
 from genrec.errors import GenrecError
 from genrec.evaluation.intervals import paired
 from genrec.evaluation.metrics import ndcg

@@ -52,6 +52,7 @@ from ranking_arms import (
 )
 from scipy.optimize import OptimizeWarning, curve_fit
 
+from genrec.device import fastest_device
 from genrec.errors import GenrecError
 from genrec.evaluation.auc import auc
 from genrec.evaluation.report import provenance
@@ -99,7 +100,7 @@ def job(task: Task, arm: str, config: TrainConfig, sizes: dict[str, Any]) -> dic
     """Fits one arm and scores the test exposures; marm-3 and marm-3-fresh come from one fit."""
     arm = arm.removesuffix("-fresh")
     kind, layers = (arm, 1) if "-" not in arm else ("attention", int(arm.split("-")[1]))
-    model = make_ranker(task, kind, config.seed, layers=layers, **sizes)
+    model = make_ranker(task, kind, config.seed, layers=layers, **sizes).to(fastest_device())
     at, about = test_positions(task), {"settings": vars(config) | sizes}
     every = np.flatnonzero(task.part == TEST)  # also those without the main label leave a state
     asked = np.isin(every, at)

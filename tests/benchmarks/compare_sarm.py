@@ -52,6 +52,7 @@ from ranking_arms import (
 
 from genrec.contracts import UserContext
 from genrec.data.dataset import Catalog
+from genrec.device import fastest_device
 from genrec.evaluation.auc import gauc
 from genrec.tokenizer.embeddings import TextEmbedder
 from genrec.tokenizer.semantic_ids import SemanticIDs, TokenizerConfig
@@ -155,6 +156,7 @@ def job(
     model = SARMModel(sizes, features)
     if side == "anchor":
         warm_start(model.encoder, streams)
+    model.to(fastest_device())
     trained = train(model, task, tokens, config, np.where(held, task.items, np.arange(task.items)))
     passes = len(trained.values)
     about = {

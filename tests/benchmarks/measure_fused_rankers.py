@@ -23,9 +23,10 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from genrec.bundle import MANIFEST, Bundle, fastest_device
+from genrec.bundle import MANIFEST, Bundle
 from genrec.contracts import HOME, UserContext
 from genrec.data import Dataset, EvalSet
+from genrec.device import fastest_device
 from genrec.evaluation.protocol import Ranked
 from genrec.evaluation.report import Report, compare, provenance, rows_of, save
 from genrec.io import sha256

@@ -27,10 +27,11 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from genrec import Recommender
-from genrec.bundle import Bundle, fastest_device
+from genrec.bundle import Bundle
 from genrec.candidates import GENERATOR
 from genrec.contracts import UserContext
 from genrec.data.scenarios import queries
+from genrec.device import fastest_device
 from genrec.evaluation.intervals import Interval, bootstrap
 from genrec.evaluation.report import provenance
 from genrec.io import write_json, write_text

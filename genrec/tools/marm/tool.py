@@ -22,6 +22,7 @@ import torch
 
 from genrec import io
 from genrec.contracts import UserContext
+from genrec.device import fastest_device
 from genrec.errors import GenrecError, check_least
 from genrec.tools.marm.cache import StateCache
 from genrec.tools.marm.memory import CachedStates, cache_for
@@ -85,8 +86,9 @@ class MARM:
         if config.layers > 1:
             cache = StateCache(cache_for(model.config, config.users or task.users))
             memory = CachedStates(cache, task.samples.sequences.users)
+        model.to(fastest_device())
         train(model, task, training, memory, report)
-        return cls(model, Profile.of(task), memory)
+        return cls(model.to("cpu"), Profile.of(task), memory)  # a request at a time is quick there
 
     def rates(self, contexts: list[UserContext], items: np.ndarray) -> np.ndarray:
         """Predicted rates of every label, float32 [B, C, T]; items: rows [B, C], -1 as padding. Writes nothing."""

@@ -80,6 +80,10 @@ class RankerModel(nn.Module):
             width += self.stack.out * c.d
         self.heads = MMoE(width, c.tasks)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def hidden(self, rows: Tensor) -> Tensor:
         """Item rows, some of them made unknown in training."""
         if not self.training or not self.config.unknown:

@@ -53,6 +53,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.user)
 
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(t.to(device) for t in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Rates:

@@ -1,8 +1,9 @@
 """Training and measuring rankers on streams of users: every event is scored before it can be read as history.
 
 A ranker with a memory (MARM) reads cached states, is trained, and writes the states it scored with, for every real
-exposure, in training, validation and test alike. One pass over the stream is the papers' regime; with several, a pass
-begins with an empty memory, and the pass that ranks the validation events best is kept with its memory.
+exposure, in training, validation and test alike. The ranker computes on its device, the cache is the host's. One pass
+over the stream is the papers' regime; with several, a pass begins with an empty memory, and the pass that ranks the
+validation events best is kept with its memory.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ def train(
         model.train()
         for at in stream(task, positions, config.batch, config.seed + epoch):
             batch = task.batch(at, model.config.n)
-            logits, states = model(batch, *(memory.read(batch) if memory else (None, None)))
-            _step(optimizer, bce(logits, batch.labels))
+            logits, states = _forward(model, batch, memory)
+            _step(optimizer, bce(logits, batch.labels.to(model.device)))
             if memory is not None:
-                memory.write(batch, states[:, 0].detach())
+                memory.write(batch, states[:, 0].detach().cpu())
         measure, value = validate(model, task, memory, config)
         if kept.over(model, value, memory, config.patience):
             break
@@ -123,10 +124,10 @@ def predict(
     out = np.zeros((task.samples.sequences.events, task.tasks), np.float32)
     for at in stream(task, positions, config.batch):
         batch = task.batch(at, model.config.n)
-        logits, states = model(batch, *(memory.read(batch) if memory else (None, None)))
-        out[at] = logits[:, 0].numpy()
+        logits, states = _forward(model, batch, memory)
+        out[at] = logits[:, 0].cpu().numpy()
         if memory is not None:
-            memory.write(batch, states[:, 0])
+            memory.write(batch, states[:, 0].cpu())
     return out[positions]
 
 
@@ -142,9 +143,9 @@ def train_sequences(
     for epoch in range(config.epochs):
         model.train()
         for at in sequence_batches(task, TRAIN, config.batch, rng):
-            logits, _ = model.sequences(*sequence_inputs(task, at))
-            labels = np.where((at >= 0)[..., None], task.samples.labels[at], np.nan)
-            _step(optimizer, bce(logits, torch.from_numpy(labels)) * (int((at >= 0).sum()) / config.batch))
+            logits, _ = model.sequences(*sequence_inputs(task, at, model.device))
+            labels = torch.from_numpy(np.where((at >= 0)[..., None], task.samples.labels[at], np.nan))
+            _step(optimizer, bce(logits, labels.to(model.device)) * (int((at >= 0).sum()) / config.batch))
         model.eval()
         scores = predict_sequences(model, task)
         at = positions_of(task, VALIDATION)
@@ -162,8 +163,8 @@ def predict_sequences(model: RankerModel, task: Task, tokens: int = 8192) -> np.
     model.eval()
     out = np.zeros((task.samples.sequences.events, task.tasks), np.float32)
     for at in sequence_batches(task, TEST, tokens, None):
-        logits, _ = model.sequences(*sequence_inputs(task, at))
-        out[at[at >= 0]] = logits.numpy()[at >= 0]
+        logits, _ = model.sequences(*sequence_inputs(task, at, model.device))
+        out[at[at >= 0]] = logits.cpu().numpy()[at >= 0]
     return out
 
 
@@ -174,9 +175,9 @@ def true_states(model: RankerModel, task: Task, upto: int = TEST, tokens: int = 
     c = model.config
     out = np.zeros((task.samples.sequences.events, c.layers - 1, c.d), np.float32)
     for at in sequence_batches(task, upto, tokens, None):
-        _, item, _, feedback, known = sequence_inputs(task, at)
+        _, item, _, feedback, known = sequence_inputs(task, at, model.device)
         states = model.stack.states(model.item(item), feedback, known)
-        out[at[at >= 0]] = states.numpy()[at >= 0]
+        out[at[at >= 0]] = states.cpu().numpy()[at >= 0]
     return out
 
 
@@ -201,17 +202,18 @@ def sequence_batches(task: Task, upto: int, tokens: int, rng: np.random.Generato
         yield np.where(steps < lengths[users][:, None], at, -1)
 
 
-def sequence_inputs(task: Task, at: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def sequence_inputs(
+    task: Task, at: np.ndarray, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What RankerModel.sequences takes, of positions [B, T]."""
     s = task.samples.sequences
     item = np.where(at >= 0, s.items[at], task.items).astype(np.int64)
-    return (
-        torch.from_numpy(s.user_of[at[:, 0]]),
-        torch.from_numpy(item),
-        torch.from_numpy(task.dense[at]),
-        torch.from_numpy(task.feedback[at]),
-        torch.from_numpy(np.where(at >= 0, task.known[at] - s.offsets[s.user_of[at[:, :1]]], 0)),
-    )
+    known = np.where(at >= 0, task.known[at] - s.offsets[s.user_of[at[:, :1]]], 0)
+
+    def there(a: np.ndarray) -> Tensor:
+        return torch.from_numpy(a).to(device)
+
+    return there(s.user_of[at[:, 0]]), there(item), there(task.dense[at]), there(task.feedback[at]), there(known)
 
 
 class _Best:
@@ -234,6 +236,13 @@ class _Best:
         model.load_state_dict(self._kept[0])
         if memory is not None:
             memory.restore(self._kept[1])
+
+
+def _forward(model: RankerModel, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
+    """Logits and states of a batch with what the memory has of it."""
+    past = () if memory is None else (t.to(model.device) for t in memory.read(batch))
+    found: tuple[Tensor, Tensor] = model(batch.to(model.device), *past)
+    return found
 
 
 def _optimizer(model: RankerModel, config: TrainConfig) -> torch.optim.Optimizer:

@@ -83,6 +83,9 @@ class Bank:
     def __len__(self) -> int:
         return len(self.ids) - 1
 
+    def to(self, device: torch.device | str) -> Bank:
+        return Bank(*(t.to(device) for t in vars(self).values()))
+
     @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.ids, self.cls, self.tar))
@@ -138,6 +141,10 @@ class SARMModel(nn.Module):
             if c.frozen:
                 self.encoder.requires_grad_(False)
         self.heads = MMoE(width, c.tasks)
+
+    @property
+    def device(self) -> torch.device:
+        return self.item.weight.device
 
     def encode(self, base: Tensor, domain: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors int [K, T] of items with the table's rows ids [K] -> h_CLS, h_TAR [K, d] (zeros where there is no
@@ -211,7 +218,7 @@ class SARMModel(nn.Module):
 
     def draw(self) -> Tensor:
         """Which items a step of training hides, bool [items + 1]: once for each item, so all that reads it agrees."""
-        return torch.rand(self.config.items + 1) < self.config.unknown
+        return torch.rand(self.config.items + 1, device=self.device) < self.config.unknown
 
     def auxiliary(self, cls: Tensor, tar: Tensor) -> Tensor:
         """The auxiliary head's logits [...] of the main task."""
@@ -223,7 +230,7 @@ def make_bank(model: SARMModel, base: np.ndarray, domain: np.ndarray, ids: np.nd
     c = model.config
     cls, tar = torch.zeros(len(ids) + 1, c.d), torch.zeros(len(ids) + 1, c.d)
     found = torch.from_numpy(np.append(ids, c.items).astype(np.int64))
-    bank = Bank(found, cls, tar)
+    bank = Bank(found, cls, tar).to(model.device)
     if c.side == "anchor":
         fill_bank(model, bank, base, domain, np.arange(len(ids)), chunk)
     return bank
@@ -249,7 +256,8 @@ def encode_rows(
     order = np.argsort((base[rows] != 0).sum(1), kind="stable")
     parts = []
     for at in np.split(order, range(chunk, len(order), chunk)):
-        found = model.encode(torch.from_numpy(base[rows[at]]), torch.from_numpy(domain[rows[at]]), ids[at])
+        one, other = (torch.from_numpy(stream[rows[at]]).to(model.device) for stream in (base, domain))
+        found = model.encode(one, other, ids[at])
         parts.append(found[:2])
     back = torch.from_numpy(np.argsort(order))
     return torch.cat([cls for cls, _ in parts])[back], torch.cat([tar for _, tar in parts])[back]

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from genrec import io
 from genrec.contracts import UserContext
+from genrec.device import fastest_device
 from genrec.errors import GenrecError
 from genrec.tokenizer.embeddings import PACKAGED
 from genrec.tools.base import short_title
@@ -105,9 +106,11 @@ class SARM:
         if config.tokenizer == PACKAGED:
             warm_start(model.encoder, streams)
         tokens = streams.encode(texts)
+        model.to(fastest_device())
         trained = train(model, task, tokens, training, report=report)
-        words = attended(model, trained.bank, tokens, np.arange(task.items))
-        return cls(model, Profile.of(task), trained.bank, words, texts, streams)
+        model, bank = model.to("cpu"), trained.bank.to("cpu")  # a request at a time is quick there
+        words = attended(model, bank, tokens, np.arange(task.items))
+        return cls(model, Profile.of(task), bank, words, texts, streams)
 
     def rates(self, contexts: list[UserContext], items: np.ndarray) -> np.ndarray:
         """Predicted rates of every label, float32 [B, C, T]; items: rows [B, C], -1 as padding. Reads the bank only."""

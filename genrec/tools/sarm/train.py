@@ -3,7 +3,7 @@
 Of more than `encoded` items a random part is encoded, and the others are read from the bank, where they are some steps
 old; so a step costs the same whatever the batch. All rows are encoded anew after each pass (a row that no batch touched
 would be stale), and once more for the pass that is kept; validation and test read the bank, as serving does. With a
-frozen encoder its outputs are computed once.
+frozen encoder its outputs are computed once. Everything is on the model's device.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ class Trainer:
         self._frozen: tuple[Tensor, Tensor] | None = None
         if model.config.side == "anchor" and model.config.frozen:
             with torch.no_grad():
-                self._frozen = model.encoder(torch.from_numpy(tokens.base), torch.from_numpy(tokens.domain))
+                base, domain = (torch.from_numpy(t).to(model.device) for t in (tokens.base, tokens.domain))
+                self._frozen = model.encoder(base, domain)
 
     def step(self, batch: Batch) -> None:
         """Learns from a batch of one candidate each, and writes the bank's rows of the items that it encodes."""
         model, bank, aux = self.model, self.bank, self.config.aux
+        batch = batch.to(model.device)
         hidden = model.draw()
         if model.config.side == "anchor":
             every, inverse = torch.unique(batch.item[:, 0], return_inverse=True)
@@ -79,7 +81,7 @@ class Trainer:
             mine = bank.tar[every].index_copy(0, chosen, tar)[inverse][:, None]
             loss = bce(model.score(batch, bank, own, mine, hidden), batch.labels)
             if aux:
-                live = torch.zeros(len(every), dtype=torch.bool).index_fill(0, chosen, True)[inverse]
+                live = torch.zeros_like(every, dtype=torch.bool).index_fill(0, chosen, True)[inverse]
                 labels = batch.labels[..., :1].masked_fill(~live[:, None, None], torch.nan)
                 loss = loss + aux * bce(model.auxiliary(own, mine)[..., None], labels)
         else:
@@ -98,14 +100,14 @@ class Trainer:
         have, and of the others as many as may be, at random."""
         most = self.config.encoded
         if not most or self._frozen is not None or len(hidden) <= most:
-            return torch.arange(len(hidden))
-        order = torch.argsort(torch.rand(len(hidden)) - hidden.float())
+            return torch.arange(len(hidden), device=hidden.device)
+        order = torch.argsort(torch.rand(len(hidden), device=hidden.device) - hidden.float())
         return order[: max(most, int(hidden.sum()))]
 
     def encode(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """h_CLS and h_TAR [K, d] of distinct items, with the identifiers' rows ids [K]."""
         if self._frozen is None:
-            return encode_rows(self.model, self.tokens.base, self.tokens.domain, rows.numpy(), ids)
+            return encode_rows(self.model, self.tokens.base, self.tokens.domain, rows.cpu().numpy(), ids)
         outputs, mask = self._frozen
         cls, tar, _, _ = self.model.identify(outputs[rows], mask[rows], ids)
         return cls, tar
@@ -166,4 +168,5 @@ def predict(model: SARMModel, task: Task, bank: Bank, positions: np.ndarray, chu
     """Logits [len(positions), T] of exposures, from the bank."""
     model.eval()
     parts = np.split(positions, range(chunk, len(positions), chunk))
-    return np.concatenate([model.score(task.batch(at, model.config.n), bank)[:, 0].numpy() for at in parts])
+    batches = (task.batch(at, model.config.n).to(model.device) for at in parts)
+    return np.concatenate([model.score(batch, bank)[:, 0].cpu().numpy() for batch in batches])
