@@ -18,6 +18,7 @@ from genrec import Recommender
 from genrec.contracts import Evidence
 from genrec.generator.config import GeneratorConfig
 from genrec.generator.model import GeneratorModel
+from genrec.instructions import InstructionStore
 from genrec.tokenizer.trie import Trie
 
 
@@ -141,6 +142,20 @@ def run_script(module: ModuleType, patch: pytest.MonkeyPatch, *arguments: str) -
     """What its `main` returns with these arguments."""
     patch.setattr(sys, "argv", [module.__name__, *arguments])
     return int(module.main())
+
+
+def watch_writes(store: InstructionStore) -> list[str]:
+    """Every user that is written into the store from now on, in order, doubles too."""
+    put: list[str] = []
+    put_many = store.put_many
+
+    def watched(rows: object) -> None:
+        kept = list(rows)  # type: ignore[call-overload]
+        put.extend(user for user, _, _ in kept)
+        put_many(kept)
+
+    store.put_many = watched  # type: ignore[method-assign, assignment]
+    return put
 
 
 def readable(folder: Path) -> Recommender:

@@ -119,7 +119,7 @@ def _interval(found: Interval) -> list[float]:
 def reached(row: dict, part: str) -> bool:
     """The goal for one category: three times the default share where that is at most .2, else .9."""
     default, steered = row[part]["default share"], row[part]["steered share"]
-    return steered >= (3 * default if default <= 0.2 else 0.9)
+    return steered > 0 and steered >= (3 * default if default <= 0.2 else 0.9) - 1e-9
 
 
 def markdown(result: dict) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from tests_support import watch_writes
 
 import prompts
 from genrec.contracts import Instruction, UserContext
@@ -93,15 +94,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     calls.mkdir()
     with open_store(tmp_path / "plain.sqlite") as plain, open_store(tmp_path / "ray.sqlite") as store:
         expected = instruct(CONTEXTS, CATALOG, Scripted(reply), TEMPLATE, plain)
-        put: list[str] = []
-        put_many = store.put_many
-
-        def watched(rows: object) -> None:
-            kept = list(rows)  # type: ignore[call-overload]
-            put.extend(user for user, _, _ in kept)
-            put_many(kept)
-
-        store.put_many = watched  # type: ignore[method-assign, assignment]
+        put = watch_writes(store)
         begun = time.monotonic()
         done = run(store, lambda: Counted(calls, dies=True), tmp_path / "work", workers=2, report=lines.append)
         seconds = time.monotonic() - begun

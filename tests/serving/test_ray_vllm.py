@@ -12,6 +12,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import ray
+from tests_support import watch_writes
 
 import prompts
 from genrec.contracts import UserContext
@@ -63,15 +64,7 @@ def test_an_engine_that_is_killed_loses_nothing(cluster: None, tmp_path: Path) -
             os.kill(there[0].pid, signal.SIGKILL)
 
     with open_store(tmp_path / "ray.sqlite") as store:
-        put: list[str] = []
-        put_many = store.put_many
-
-        def watched(rows: object) -> None:
-            kept = list(rows)  # type: ignore[call-overload]
-            put.extend(user for user, _, _ in kept)
-            put_many(kept)
-
-        store.put_many = watched  # type: ignore[method-assign, assignment]
+        put = watch_writes(store)
         writer = PromptWriter(CATALOG, TEMPLATE)
         done = ray_instruct(CONTEXTS, writer, store, Processor(workers=2), tmp_path / "work", report=kill, shard=SHARD)
         found = {user: i for user, _, i in store.all()}
