@@ -23,14 +23,15 @@ def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def obedient(folder: Path, deaf: str = "") -> Recommender:
     """The tiny shop with a list that holds what was typed, the items of a category or those with the words in their
-    title; the first ten items where nothing was typed, or the deaf category."""
+    title; the first ten items where nothing was typed, or the deaf category. The generator alone is deaf to soap."""
     recommender = Recommender.load(folder)
     catalog = recommender.bundle.dataset.catalog
 
     def recommend_batch(contexts: list, k: int, texts: list, weights: object) -> list:
         out = []
         for text in texts:
-            said = text if text and text != deaf else None
+            unheard = (deaf, "soap" if weights else "")
+            said = text if text and text not in unheard else None
             rows = [r for r in range(len(catalog)) if said in (*catalog.categories[r], None)]
             rows = rows or [r for r, title in enumerate(catalog.texts) if said and said.lower() in title.lower()]
             out.append(SimpleNamespace(recommended=[SimpleNamespace(row=r) for r in rows[:k]]))
@@ -46,9 +47,11 @@ def test_titles_and_categories_that_are_typed_are_looked_for_in_the_lists(
     measure = script("measure_steering")
     monkeypatch.setattr(measure, "LEAST", 5)
     monkeypatch.setattr(measure, "USERS", 2)
+    monkeypatch.setattr(measure, "BATCH", 7)  # more than one
     found = measure.titles([obedient(folder), obedient(folder)])
     assert found["titles"] == 60 and found["by fit"]["fused"][0] == found["found in the first ten"]["fused"] > 0.9
-    rows = {row["category"]: row for row in measure.categories([obedient(folder, "jam")] * 2, seed=0)}
+    fits = [obedient(folder, "jam"), obedient(folder, "jam"), obedient(folder, "coffee")]
+    rows = {row["category"]: row for row in measure.categories(fits, seed=0)}
     assert set(rows) == {"tea", "coffee", "bread", "cheese", "jam", "soap"}
     for part in measure.PARTS:
         cheese, jam, tea = (rows[name][part] for name in ("cheese", "jam", "tea"))
@@ -56,9 +59,13 @@ def test_titles_and_categories_that_are_typed_are_looked_for_in_the_lists(
             rows["cheese"], part
         )
         assert cheese["NDCG@10 change"][0] > 0 == cheese["default NDCG@10"]
-        assert jam["steered share"] == jam["default share"] == 0.0 and jam["NDCG@10 change"] == [0.0, 0.0, 0.0]
-        assert not measure.reached(rows["jam"], part)
+        assert (jam["default share"], jam["steered share"]) == (0.0, 0.3333)  # one fit of three hears it
+        assert jam["steered share by fit"] == [0.0, 0.0, 1.0] and measure.reached(rows["jam"], part)
         assert tea["default share"] == tea["steered share"] == 1.0  # the first ten items are tea
+    alone, fused = rows["soap"]["generator alone"], rows["soap"]["fused"]
+    assert (alone["steered share"], fused["steered share"]) == (0.0, 1.0)
+    assert measure.reached(rows["soap"], "fused") and not measure.reached(rows["soap"], "generator alone")
+    assert alone["NDCG@10 change"] == [0.0, 0.0, 0.0]
     about = {"command": "this", "commit": "none"}
     said = measure.markdown({"titles": found, "categories": list(rows.values()), "about": about})
     assert "| cheese |" in said and "of 60" in said and "+0.000 [+0.000, +0.000]" in said

@@ -117,7 +117,8 @@ def _interval(found: Interval) -> list[float]:
 
 
 def reached(row: dict, part: str) -> bool:
-    """The goal for one category: three times the default share where that is at most .2, else .9."""
+    """The goal for one category: three times the default share where that is at most .2, else .9; a share of nothing
+    reaches none."""
     default, steered = row[part]["default share"], row[part]["steered share"]
     return steered > 0 and steered >= (3 * default if default <= 0.2 else 0.9) - 1e-9
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from genrec.errors import GenrecError
-from genrec.evaluation.report import provenance
+from genrec.evaluation.report import machine, provenance
 from genrec.io import atomic, write_json, write_text
 from genrec.tools.ranking.planted import Asked, planted
 from genrec.tools.ranking.report import Scored, cell, markdown
@@ -60,7 +60,7 @@ def run_arms(
             made = job(arm, seed)
             seconds = round(time.perf_counter() - clock, 1)
             for name, found in made.items():
-                about = found.about | {"seconds": seconds, "identity": identity}
+                about = found.about | {"seconds": seconds, "identity": identity, "made on": machine()}
                 with atomic(work / f"{name}.{seed}.npz") as temporary, temporary.open("wb") as file:
                     np.savez(file, scores=found.scores, about=np.array(json.dumps(about)))
             print(f"{arm}, seed {seed}: {seconds} s, {made[arm].about.get('validation', '')}", flush=True)
@@ -137,6 +137,8 @@ def write_table(
     if cut:
         notes = [*notes, f"best in the last pass that they were allowed, so perhaps not finished: {', '.join(cut)}"]
     arms = {arm: {str(s): runs[s].about for s in seeds} for arm, runs in found.items()}
+    every = [one.get("made on") for runs in arms.values() for one in runs.values()]
+    about["arms_made_on"] = [one for i, one in enumerate(every) if one and one not in every[:i]]
     report = {
         "title": title, "results": results, "differences": differences, "seconds": seconds, "arms": arms,
         "notes": list(notes), "about": about,

@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 
 class Memory(Protocol):
-    """Cached states of past exposures, see genrec.tools.marm.memory."""
+    """Cached states of past exposures, see genrec.tools.marm.memory. Batches and states are the host's."""
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]: ...
 
@@ -205,7 +205,7 @@ def sequence_batches(task: Task, upto: int, tokens: int, rng: np.random.Generato
 def sequence_inputs(
     task: Task, at: np.ndarray, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What RankerModel.sequences takes, of positions [B, T]."""
+    """What RankerModel.sequences takes, of positions [B, T], on a device."""
     s = task.samples.sequences
     item = np.where(at >= 0, s.items[at], task.items).astype(np.int64)
     known = np.where(at >= 0, task.known[at] - s.offsets[s.user_of[at[:, :1]]], 0)

@@ -140,6 +140,8 @@ def train(
             batch = task.batch(at, model.config.n)
             clock = time.perf_counter()
             trainer.step(batch)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
             seconds += time.perf_counter() - clock
         if model.config.side == "anchor":
             fill_bank(model, bank, tokens.base, tokens.domain, np.arange(task.items))
