@@ -29,8 +29,11 @@ from genrec.tools.sarm.tokens import Tokens
 @dataclass(frozen=True)
 class SARMTraining(TrainConfig):
     """As TrainConfig, and: aux, the weight of the auxiliary loss (lambda; ours, the paper's is not known); encoded, the
-    most items that a step encodes (0: all; ours)."""
+    most items that a step encodes (0: all; ours). An encoder learns longer than a table: with a patience of three
+    passes luck ended its fits on ML-100K (docs/ranking-tools.md)."""
 
+    epochs: int = field(default=40, metadata={"help": "most passes over the events"})
+    patience: int = field(default=8, metadata={"help": "passes without a better validation GAUC before the end"})
     batch: int = field(default=1024, metadata={"help": "exposures per step"})
     learning_rate: float = field(default=8e-3, metadata={"help": "of Adam"})
     aux: float = field(default=0.1, metadata={"help": "weight of the auxiliary loss"})
