@@ -21,6 +21,7 @@ from genrec.tools.ebr.config import EBRConfig
 from genrec.tools.ebr.vectors import ItemVectors
 
 ITERATIONS = 25
+TRIES, FEW = 8, 1000  # starts of k-means where there are at most so many vectors
 WIDTH = 64  # dimensions of each of the two vectors
 LABEL_CHARACTERS = 40
 
@@ -107,7 +108,8 @@ def by_category(catalog: Catalog, k: int) -> np.ndarray:
 
 def kmeans(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     """Clusters of vectors [N, D] by faiss k-means, int32 [N], numbered by size from the largest; none is empty (an
-    empty one takes the worst-placed item of the largest). Raises GenrecError for NaN or infinity."""
+    empty one takes the worst-placed item of the largest). Of few vectors, where a start decides, the best of TRIES
+    starts. Raises GenrecError for NaN or infinity."""
     import faiss
 
     vectors = np.ascontiguousarray(vectors, np.float32)
@@ -116,7 +118,8 @@ def kmeans(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
         raise GenrecError(f"the vector of item row {bad} holds NaN or infinity; clusters need finite vectors")
     n = len(vectors)
     quiet = {"min_points_per_centroid": 1, "max_points_per_centroid": max(256, -(-n // k)), "seed": seed + 1}
-    engine = faiss.Kmeans(vectors.shape[1], k, niter=ITERATIONS, verbose=False, **quiet)
+    tries = TRIES if n <= FEW else 1
+    engine = faiss.Kmeans(vectors.shape[1], k, niter=ITERATIONS, nredo=tries, verbose=False, **quiet)
     engine.train(vectors)
     distance, of = engine.index.search(vectors, 1)
     distance, of = distance[:, 0], of[:, 0]
