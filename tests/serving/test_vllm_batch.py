@@ -53,7 +53,7 @@ def test_a_batch_follows_the_schema_and_the_history(model: Backend, tmp_path: Pa
 
     with open_store(tmp_path / "s.sqlite") as store:
         done = instruct(CONTEXTS, CATALOG, model, TEMPLATE, store)
-        assert done.written == 4 and done.replaced <= 1  # greedy bfloat16 differs between processors; one may run on
+        assert done.written == 4 and done.replaced <= min(1, done.retried)  # on some processors one reply runs on twice
         assert done.output_tokens > 4 * 15 and done.prompt_tokens > 4 * 250
         found = {user: i for user, _, i in store.all()}
     assert sum(i.model == "smollm2-135m-instruct" for i in found.values()) == 4 - done.replaced
@@ -89,6 +89,6 @@ def test_the_same_prompts_give_the_same_texts_held_to_the_schema(model: Backend)
     first = model.generate(chats, schema, 128)
     assert first == model.generate(chats, schema, 128)
     assert all(set(json.loads(text)) == set(schema["required"]) for text in first)  # what the grammar holds
-    assert any(parse(text, schema) for text in first)
+    assert parse(first[0], schema)  # the hostile title's may be nonsense, which the job asks again
     assert all(text.startswith('{"situation":"') for text in first)
     assert model.generate([], schema) == []

@@ -31,12 +31,14 @@ def ebr() -> EBR:
     return EBR(CONFIG).fit(world_sequences(), world_catalog())
 
 
-def test_it_learns_the_next_item_and_beats_chance_by_far(ebr: EBR) -> None:
+def test_it_learns_the_next_item_and_beats_chance_by_far() -> None:
+    """Eighty steps: forty reach .45 to .7 on one processor and .8 on another, eighty .95 to 1 with three seeds."""
+    ebr = EBR(replace(CONFIG, steps=80)).fit(world_sequences(), world_catalog())
     assert isinstance(ebr, Retriever) and ebr.name == "ebr"
     asked = contexts(*([kind * PER_KIND + i, kind * PER_KIND + i + 1] for kind in range(4) for i in range(5)))
     found = ebr.retrieve(asked, 3)
     hits = [c.history[-1] + 1 in e.items.tolist() for c, e in zip(asked, found, strict=True)]
-    assert np.mean(hits) > 0.5  # chance: a tenth; how far forty steps come depends on the processor
+    assert np.mean(hits) > 0.8
     log_p, _ = ebr.parts(ebr.user_vectors(asked))
     assert (log_p.argmax(axis=1) == ebr.clusters.of[[c.history[0] for c in asked]]).mean() > 0.9
 
