@@ -18,6 +18,12 @@ from genrec.io import atomic
 CHECKPOINT = "checkpoint.safetensors"
 
 
+@torch.no_grad()
+def move_average(average: list[Tensor], parameters: list[Tensor], decay: float, step: int) -> None:
+    """After step `step` (1, 2, ...): moves the exponential average of the weights, in place; less in the beginning."""
+    torch._foreach_lerp_(average, parameters, 1 - min(decay, step / (step + 9)))
+
+
 class State:
     """The model's parameters with AdamW, an exponential average of them, and the best average so far.
 
@@ -47,9 +53,7 @@ class State:
     def count_step(self, average: float) -> None:
         """After each optimiser step: moves the average, whose decay is `average`, less in the beginning."""
         self.step += 1
-        decay = min(average, self.step / (self.step + 9))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        move_average(self.average, self.parameters, average, self.step)
 
     def use(self, weights: list[Tensor]) -> list[Tensor]:
         """Puts weights into the model and returns those that were there."""

@@ -19,6 +19,7 @@ import json
 import shutil
 import sqlite3
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from genrec.data.scenarios import queries
 from genrec.errors import GenrecError
 from genrec.evaluation.intervals import paired
 from genrec.evaluation.metrics import ndcg
-from genrec.io import read_json, remove_temporaries, sha256, write_json, write_text
+from genrec.io import atomic, read_json, remove_temporaries, sha256, write_json, write_text
 from genrec.tools import FLOORS, Tool
 from serving.models import whole_folder
 from training.align_config import AlignConfig
@@ -54,8 +55,8 @@ OWN = ("generator", "fusion.json", "report", MANIFEST, f"{STORE}*")  # what an a
 
 
 class Align(Fit):
-    """The stages of one alignment. shared: a folder where judges and queries are kept for other alignments of the same
-    bundle and seed; by default they are this one's own."""
+    """The stages of one alignment. shared: a folder where judges, queries and teaching are kept for other alignments of
+    the same bundle and seed; by default they are this one's own."""
 
     def __init__(self, settings: AlignConfig, report: Report, shared: Path | None = None) -> None:
         self.settings = settings
@@ -123,16 +124,25 @@ class Align(Fit):
                 old.backup(new)
         return f"data, semantic IDs and {len(self.source.config['tools'])} tools of {self.source.folder}"
 
+    def teach(self) -> str:
+        return self.once("taught.safetensors", super().teach)
+
     def embed_queries(self) -> str:
-        kept = self.shared / "queries"
-        if self.shared != self.work and kept.is_dir():
-            shutil.copytree(kept, self.work / "queries", dirs_exist_ok=True)
+        return self.once("queries", super().embed_queries)
+
+    def once(self, name: str, make: Callable[[], str]) -> str:
+        """A file or folder of the work that is the same for all alignments of this bundle and seed: taken over where
+        one of them has left it, else made and left for them."""
+        kept, mine = self.shared / name, self.work / name
+        if self.shared == self.work:
+            return make()
+        if kept.exists():
+            shutil.rmtree(mine, ignore_errors=True)  # a folder that a killed run began
+            copy_of(kept, mine)
             return "as for the alignments before"
-        said = super().embed_queries()
-        made = self.work / "queries"
-        if self.shared != self.work and made.is_dir():
-            with whole_folder(kept) as temporary:
-                shutil.copytree(made, temporary, dirs_exist_ok=True)
+        said = make()
+        if mine.exists():
+            copy_of(mine, kept)
         return said
 
     def folds(self) -> np.ndarray:
@@ -271,6 +281,16 @@ class Align(Fit):
                 word = "LOWER than" if new < old else "against"
                 said += f"; {system} {new:.4f}, {word} {old:.4f} before"
         return said
+
+
+def copy_of(source: Path, out: Path) -> None:
+    """Copies a file or a folder; another process sees all of it or nothing."""
+    if source.is_dir():
+        with whole_folder(out) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+        return
+    with atomic(out) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def ndcg_of(report: dict[str, Any], system: str) -> float | None:

@@ -72,10 +72,10 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 BUDGET = (
     *("steps", "updates", "requests", "group", "rollouts", "ranking", "learning_rate", "anchor", "evaluate_steps"),
-    "genrec",
+    *("teaching", "genrec"),
 )
 TEMPERATURES = ((1.0, 2.0), (2.0, 1.0), (2.0, 5.0), (5.0, 2.0))
-FLAGS = ("learning_rate", "updates", "rollouts", "ranking", "anchor", "evaluate_steps")  # of AlignConfig, in every arm
+FLAGS = ("learning_rate", "updates", "rollouts", "ranking", "anchor", "teaching", "evaluate_steps")  # in every arm
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -151,10 +151,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_budgets(configs: dict[str, dict[str, Any]]) -> None:
-    """Raises GenrecError where two arms were given different budgets."""
+    """Raises GenrecError where two arms were given different budgets, but for what makes an arm what it is."""
     name, first = next(iter(configs.items()))
     for other, config in configs.items():
-        for key in BUDGET:
+        own = {key for arm in (name, other) for key in ARMS[arm.rpartition(".")[0]]}
+        for key in (key for key in BUDGET if key not in own):
             mine, theirs = first["aligned"].get(key), config["aligned"].get(key)
             if mine != theirs:
                 raise GenrecError(f"{name} was made with {key} {mine}, {other} with {theirs}; they cannot be compared")
@@ -407,6 +408,10 @@ def main(argv: list[str] | None = None) -> int:
         each.add_argument("--updates", type=int, default=AlignConfig.updates)
         each.add_argument("--batch", type=int, default=AlignConfig.requests, help="requests in a batch of rollouts")
         each.add_argument("--anchor", type=float, default=AlignConfig.anchor)
+        each.add_argument(
+            "--teaching", type=float, default=AlignConfig.teaching,
+            help="share of every arm's anchor targets that the tools propose (default 0; arm `taught`: .7)",
+        )  # fmt: skip
         each.add_argument("--evaluate-steps", type=int, default=AlignConfig.evaluate_steps)
         each.add_argument("--rollouts", choices=ROLLOUTS, default=AlignConfig.rollouts)
         each.add_argument("--ranking", choices=RANKINGS, default=AlignConfig.ranking)

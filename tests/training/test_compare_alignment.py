@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,6 +83,25 @@ def test_the_sweep_decides_the_temperatures_of_the_run(
     config = {arm: Bundle.load(tmp_path / "w" / f"{arm}.0").config["aligned"] for arm in ("sa-gcpo", "sapo", "taught")}
     assert [config[arm]["temperature_negative"] for arm in config] == [3.0, 1.05, AlignConfig.temperature_negative]
     assert config["taught"]["teaching"] == 0.7 and config["taught"]["policy"] == 0
+
+
+def test_teaching_is_made_once_and_all_arms_of_a_table_have_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--work", str(tmp_path / "w")]
+    tiny = [*work, "--seeds", "0", "--steps", "2", "--requests", "8"]
+    assert main(["fit", "--data", str(folder), "--epochs", "1", "--seeds", "0", *work]) == 0
+    assert main(["run", *tiny, "--arms", "untouched", "taught"]) == 0
+    assert "teaching: as for the alignments before" not in capsys.readouterr().out
+    monkeypatch.setattr("genrec.generator.teacher.teach", lambda *args, **kwargs: 1 / 0)
+    assert main(["run", *tiny, "--teaching", "0.7", "--arms", "sa-gcpo"]) == 0
+    assert "sa-gcpo.0: teaching: as for the alignments before" in capsys.readouterr().out
+    assert Bundle.load(tmp_path / "w" / "sa-gcpo.0").config["aligned"]["teaching"] == 0.7
+    assert main(["table", *work, "--out", str(tmp_path / "out")]) == 2
+    assert "untouched.0 was made with teaching 0.0, sa-gcpo.0 with 0.7" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "w" / "sa-gcpo.0")
+    assert main(["run", *tiny, "--arms", "sa-gcpo"]) == 0
+    assert main(["table", *work, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_the_place_of_a_request_counts_the_users_older_ones(folder: Path) -> None:

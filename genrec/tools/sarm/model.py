@@ -172,17 +172,19 @@ class SARMModel(nn.Module):
             gone = hidden[batch.item]
             ids = torch.where(gone, self.config.items, ids)
             dense = dense.masked_fill(gone[..., None] & self.of_item, 0)
+        shown = blank(dense.new_ones(len(batch), 1, 1), self.config.blank, self.training)
         x = self.drop(self.item(ids))
         parts = [self.drop(self.user(batch.user))[:, None].expand_as(x), x, dense]
         if self.config.history:
             past = self.drop(self.item(bank.ids[batch.history]))
             memory = self.stack.memory(past, batch.feedback, None, None)
-            found = self.stack.targets(x, memory, batch.events >= 0)[0]
-            parts.append(blank(found, self.config.blank, self.training))
-        return self.heads(torch.cat([*parts, *self.brings(batch, bank, ids, cls, tar)], -1))
+            parts.append(self.stack.targets(x, memory, batch.events >= 0)[0] * shown)
+        return self.heads(torch.cat([*parts, *self.brings(batch, bank, ids, cls, tar, shown)], -1))
 
-    def brings(self, batch: Batch, bank: Bank, ids: Tensor, cls: Tensor | None, tar: Tensor | None) -> list[Tensor]:
-        """What the side adds for each candidate, [B, C, d] each."""
+    def brings(
+        self, batch: Batch, bank: Bank, ids: Tensor, cls: Tensor | None, tar: Tensor | None, shown: Tensor
+    ) -> list[Tensor]:
+        """What the side adds for each candidate, [B, C, d] each. shown: [B, 1, 1], 0 where the history is hidden."""
         c = self.config
         if c.side == "none":
             return []
@@ -203,7 +205,7 @@ class SARMModel(nn.Module):
             seen = bank.cls[past]
         out = [self.drop(cls)]
         out += [self.drop(tar)] if c.target else []
-        out += [self.interest(seen, batch, cls)] if c.user_side else []
+        out += [self.drop(self.interest(seen, batch, cls)) * shown] if c.user_side else []
         return out
 
     def interest(self, seen: Tensor, batch: Batch, like: Tensor) -> Tensor:

@@ -357,5 +357,5 @@ def test_every_side_speaks_as_loud_as_the_anchors(side: str, width: int, levels:
     batch = task.batch(np.arange(40), 6)
     nothing = np.zeros((task.items, 2), np.int64)
     bank = make_bank(model, nothing, nothing, np.arange(task.items))
-    (brought,) = model.brings(batch, bank, bank.ids[batch.item], None, None)
+    (brought,) = model.brings(batch, bank, bank.ids[batch.item], None, None, torch.ones(40, 1, 1))
     assert brought.shape == (40, 1, 16) and 0.7 < float(brought.detach().std()) < 1.3
