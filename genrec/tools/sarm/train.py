@@ -30,16 +30,14 @@ from genrec.tools.sarm.tokens import Tokens
 @dataclass(frozen=True)
 class SARMTraining(TrainConfig):
     """As TrainConfig, and: aux, the weight of the auxiliary loss (lambda; ours, the paper's is not known); encoded, the
-    most items that a step encodes (0: all; ours); encoder_rate, average: ours, chosen on ML-100K's validation
-    (docs/ranking-tools.md). An encoder learns longer than a table: with a patience of three passes luck ended its fits
-    there."""
+    most items that a step encodes (0: all; ours); average: ours. An encoder learns longer than a table: with a patience
+    of three passes and without an average luck ended its fits on ML-100K (docs/ranking-tools.md)."""
 
     epochs: int = field(default=40, metadata={"help": "most passes over the events"})
     patience: int = field(default=8, metadata={"help": "passes without a better validation GAUC before the end"})
     batch: int = field(default=1024, metadata={"help": "exposures per step"})
     learning_rate: float = field(default=8e-3, metadata={"help": "of Adam"})
     aux: float = field(default=0.1, metadata={"help": "weight of the auxiliary loss"})
-    encoder_rate: float = field(default=0.1, metadata={"help": "of the anchor encoder, as a share of learning_rate"})
     average: float = field(
         default=0.998, metadata={"help": "decay of the moving average of weights that is the result"}
     )
@@ -47,7 +45,7 @@ class SARMTraining(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"aux": 0, "encoded": 0, "encoder_rate": 0})
+        check_least(self, {"aux": 0, "encoded": 0})
         if not 0 <= self.average < 1:
             raise GenrecError(f"average is {self.average}; it must be at least 0 and less than 1")
 
@@ -67,13 +65,9 @@ class Trainer:
     def __init__(self, model: SARMModel, bank: Bank, tokens: Tokens, config: SARMTraining) -> None:
         self.model, self.bank, self.tokens, self.config = model, bank, tokens, config
         self.averaged, self.steps = copy.deepcopy(model), 0
-        groups: dict[bool, list[Tensor]] = {False: [], True: []}
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                groups[name.startswith("encoder.")].append(p)
-        shares = {False: 1.0, True: config.encoder_rate}
         self.optimizer = torch.optim.Adam(
-            [{"params": found, "lr": config.learning_rate * shares[of]} for of, found in groups.items() if found],
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
         )

