@@ -161,9 +161,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in temporary.iterdir():
             with path.open("rb") as f:
                 os.fsync(f.fileno())
-        with contextlib.suppress(FileExistsError):
+        try:
+            temporary.rename(folder)
+        except OSError:
             if not folder.is_dir():
-                temporary.rename(folder)
+                raise
     except OSError as error:
         raise GenrecError(f"cannot write {folder} ({error}); free some space, or set GENREC_CACHE") from error
     finally:

@@ -132,17 +132,23 @@ class Align(Fit):
 
     def once(self, name: str, make: Callable[[], str]) -> str:
         """A file or folder of the work that is the same for all alignments of this bundle and seed: taken over where
-        one of them has left it, else made and left for them."""
+        one of them has left it, else made and left for them, whole or not at all."""
         kept, mine = self.shared / name, self.work / name
         if self.shared == self.work:
             return make()
+        if kept.is_dir():
+            shutil.copytree(kept, mine, dirs_exist_ok=True)
+            return "as for the alignments before"
         if kept.exists():
-            shutil.rmtree(mine, ignore_errors=True)  # a folder that a killed run began
-            copy_of(kept, mine)
+            shutil.copyfile(kept, mine)
             return "as for the alignments before"
         said = make()
-        if mine.exists():
-            copy_of(mine, kept)
+        if mine.is_dir():
+            with whole_folder(kept) as temporary:
+                shutil.copytree(mine, temporary, dirs_exist_ok=True)
+        elif mine.exists():
+            with atomic(kept) as temporary:
+                shutil.copyfile(mine, temporary)
         return said
 
     def folds(self) -> np.ndarray:
@@ -281,16 +287,6 @@ class Align(Fit):
                 word = "LOWER than" if new < old else "against"
                 said += f"; {system} {new:.4f}, {word} {old:.4f} before"
         return said
-
-
-def copy_of(source: Path, out: Path) -> None:
-    """Copies a file or a folder; another process sees all of it or nothing."""
-    if source.is_dir():
-        with whole_folder(out) as temporary:
-            shutil.copytree(source, temporary, dirs_exist_ok=True)
-        return
-    with atomic(out) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def ndcg_of(report: dict[str, Any], system: str) -> float | None:

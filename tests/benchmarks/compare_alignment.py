@@ -10,7 +10,8 @@
 best on average over the last third of the run. `run` is the comparison: the untouched model, every loss at the same
 budget (no early stop), SA-GCPO without its floor, and three controls: the anchor alone, rewards dealt out at random,
 and plain teaching by the tools in as many steps. Every arm is killed and started again at will: what is finished is
-kept, and two processes may share the work by --seeds or --arms.
+kept, and two processes may share the work by --seeds or --arms. --teaching gives the anchor of
+every arm targets that the tools propose (`anchor-only` is plain teaching then), in a work folder of its own.
 
 Weights of an arm: `guarded`, those that the run hands over (guard "harm": the last ones, unless validation shows a loss
 whose interval excludes zero; picking the best would only find the luck of the requests that had picked the start), and
@@ -203,10 +204,11 @@ def table(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - clock
     about = provenance(split.note, {f"alignment {i}": s for i, s in enumerate(seeds)}, seconds)
     chosen = args.work / "temperatures.json"
+    shown = OURS if OURS in folders else [*folders][-1]
     about |= {
         "start_of_each_seed": {s: configs[folders[UNTOUCHED][s].name]["aligned"]["bundle"][:12] for s in seeds},
         "arms_made_on": machines([path for found in folders.values() for path in found.values()]),
-        "settings": Bundle.load(folders[OURS][seeds[0]]).config["aligned"] if OURS in folders else {},
+        "settings": configs[folders[shown][seeds[0]].name]["aligned"],
         "temperatures": read_json(chosen) if chosen.exists() else None,
         "skip_first": args.skip_first,
         "ndcg_per_seed": {

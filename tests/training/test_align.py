@@ -311,6 +311,38 @@ def test_a_run_resumes_after_a_step_that_was_left_out(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["queries", "taught.safetensors"])
+def test_what_alignments_share_is_made_once_and_taken_over_whole(name: str, tmp_path: Path) -> None:
+    def one(work: str) -> Align:
+        align = Align.__new__(Align)
+        align.work, align.shared = tmp_path / work, tmp_path / "shared"
+        align.work.mkdir()
+        return align
+
+    def make() -> str:
+        path = first.work / name
+        if name == "queries":
+            path.mkdir()
+            path = path / "embeddings.safetensors"
+        path.write_text("whole")
+        return "made"
+
+    first, second = one("a"), one("b")
+    assert first.once(name, make) == "made"
+    if name == "queries":  # what a killed copy left
+        (second.work / name).mkdir()
+        (second.work / name / "embeddings.safetensors").write_text("ha")
+    else:
+        (second.work / name).write_text("ha")
+    assert second.once(name, lambda: pytest.fail("made twice")) == "as for the alignments before"
+    files = [sorted(p.relative_to(a.work) for p in a.work.rglob("*")) for a in (first, second)]
+    assert files[0] == files[1] and [p.name for p in second.shared.iterdir()] == [name]
+    assert all(p.read_text() == "whole" for p in second.work.rglob("*.safetensors"))
+    alone = one("c")
+    alone.shared = alone.work
+    assert alone.once(name, lambda: "made") == "made"
+
+
 def test_requests_of_rollouts_follow_the_instructions_of_the_timeline() -> None:
     model, positions, bench = world()
     events = positions.data.train.events

