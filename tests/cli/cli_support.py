@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,14 @@ Capture = pytest.CaptureFixture[str]
 
 
 def start(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
-    """`genrec` in a process of its own."""
+    """`genrec` in a process of its own, which Ctrl-C ends also where the tests run in a background that ignores it."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-    return subprocess.Popen([sys.executable, "-m", "genrec", *arguments], env=environment, **pipes)
+    return subprocess.Popen([sys.executable, "-m", "genrec", *arguments], env=environment, preexec_fn=listen, **pipes)
 
 
 def error_of(capsys: Capture, *arguments: str) -> str:
