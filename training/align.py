@@ -136,11 +136,11 @@ class Align(Fit):
         kept, mine = self.shared / name, self.work / name
         if self.shared == self.work:
             return make()
-        if kept.is_dir():
-            shutil.copytree(kept, mine, dirs_exist_ok=True)
-            return "as for the alignments before"
         if kept.exists():
-            shutil.copyfile(kept, mine)
+            if kept.is_dir():
+                shutil.copytree(kept, mine, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(kept, mine)
             return "as for the alignments before"
         said = make()
         if mine.is_dir():
