@@ -10,7 +10,8 @@ OxygenREC (2512.22386) gives the loss, its floor and the reward's parts. Ours, w
   it.
 - The ranker's reward is its score less beta (log pi_old - log pi0), pi0 being the start model (`ranking` anchored; see
   genrec.alignment.rewards). Advantages are not divided by their group's deviation then: where the policy is at the
-  optimum all rewards of a group are equal, and a division would blow up the rest.
+  optimum all rewards of a group are equal, and a division would blow up the rest. They are in the ranker's units in
+  every scenario: else one in which the ranking weighs little would pull as much less.
 - The last completions of a beam make room for the target and the ranker's best (`injected`). At that optimum the
   gradient is 0 whatever was completed, so completions need not be drawn from pi.
 - The result is an average of the weights. The untouched model is the first candidate. Guard "best": the average that
@@ -210,7 +211,8 @@ class Aligner(State):
         if self.start is not None:
             drift = self.drift(history, request, np.concatenate([items, wanted[:, None]], 1))
             price = np.array([[config.beta or self.price(c.scenario)] for c in contexts])
-            charged = given.less(self.weights.of([c.scenario for c in contexts], RANKING) * price * drift)
+            part = self.weights.of([c.scenario for c in contexts], RANKING)
+            charged = given.less(part * price * drift).times(1 / np.where(part > 0, part, 1))
         advantages, zeroed = advantages_of(charged, items, config)
         seconds["reward"] = time.perf_counter() - clock
         to = self.device

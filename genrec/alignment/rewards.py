@@ -239,6 +239,11 @@ class Rewards:
         each, target = costs[:, :-1].astype(np.float32), costs[:, -1].astype(np.float32)
         return replace(self, total=self.total - each, own=self.own - each, floor=self.floor - target)
 
+    def times(self, factors: np.ndarray) -> Rewards:
+        """With each request's rewards and floor multiplied, float [B, 1]. Parts stay."""
+        by = factors.astype(np.float32)
+        return replace(self, total=self.total * by, own=self.own * by, floor=self.floor * by[:, 0])
+
     def shuffled(self, there: np.ndarray, rng: np.random.Generator) -> Rewards:
         """Each group's rewards dealt out anew among the completions that are there, bool [B, G]: what is rewarded is
         chance. Floor and parts stay."""

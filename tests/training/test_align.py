@@ -143,6 +143,20 @@ def test_the_anchored_ranking_leads_to_the_start_times_the_rankers_exponential(r
     assert log(tmp_path)[-1]["drift"] > 0
 
 
+def test_a_scenario_in_which_the_ranking_weighs_little_pulls_as_hard() -> None:
+    """All completions are legal: `format` adds the same to each, and takes weight from the ranking."""
+    model, positions, bench = world()
+    light = ScenarioWeights({"home": {"ranking": 0.1, "format": 0.9}}, {"home": 1.0})
+    config = settings(ranking="anchored", beta=1.0)
+    one, two = (Aligner(model, positions, ranked(bench), w, config).roll_out() for w in (RANKING, light))
+    assert torch.equal(one.items, two.items)
+    assert torch.allclose(one.advantages, two.advantages, atol=1e-4) and one.advantages.abs().max() > 0.5
+    assert torch.equal(one.zeroed, two.zeroed)
+    assert two.rewards.total.max() < one.rewards.total.max()  # what is said of them is as the weights have it
+    none = ScenarioWeights({"home": {"tail": 1.0}}, {"home": 1.0})
+    assert Aligner(model, positions, ranked(bench), none, config).roll_out().advantages.isfinite().all()
+
+
 def test_a_beams_last_completions_are_the_target_and_the_rankers_best() -> None:
     model, positions, bench = world()
     run = Aligner(model, positions, ranked(bench), RANKING, settings(rollouts="beam", group=8, injected=4))
