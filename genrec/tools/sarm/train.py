@@ -24,7 +24,7 @@ from genrec.tools.ranking.samples import TRAIN, VALIDATION
 from genrec.tools.ranking.task import Batch, Task
 from genrec.tools.ranking.train import Report, TrainConfig, positions_of
 from genrec.tools.sarm.model import Bank, SARMModel, encode_rows, fill_bank, make_bank
-from genrec.tools.sarm.tokens import PAD, UNKNOWN, Tokens
+from genrec.tools.sarm.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,10 @@ class SARMTraining(TrainConfig):
         default=0.998, metadata={"help": "decay of the moving average of weights that is the result"}
     )
     encoded: int = field(default=128, metadata={"help": "most items that a step encodes (0: all of its batch)"})
-    words: float = field(
-        default=0.0, metadata={"help": "a word of n anchors is hidden in a step with the chance words / (words + n)"}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"aux": 0, "encoded": 0, "words": 0})
+        check_least(self, {"aux": 0, "encoded": 0})
         if not 0 <= self.average < 1:
             raise GenrecError(f"average is {self.average}; it must be at least 0 and less than 1")
 
@@ -79,7 +76,6 @@ class Trainer:
             with torch.no_grad():
                 base, domain = (torch.from_numpy(t).to(model.device) for t in (tokens.base, tokens.domain))
                 self._frozen = model.encoder(base, domain)
-        self._chance = hiding(tokens.base[bank.ids[:-1].cpu().numpy() < model.config.items], tokens.base, config.words)
 
     def step(self, batch: Batch) -> None:
         """Learns from a batch of one candidate each, and writes the bank's rows of the items that it encodes."""
@@ -123,26 +119,10 @@ class Trainer:
     def encode(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """h_CLS and h_TAR [K, d] of distinct items, with the identifiers' rows ids [K]."""
         if self._frozen is None:
-            at = rows.cpu().numpy()
-            base, domain = self.tokens.base[at], self.tokens.domain[at]
-            if self.config.words:
-                gone = (torch.rand(len(self._chance)).numpy() < self._chance)[base]
-                base, domain = (np.where(gone, UNKNOWN, stream) for stream in (base, domain))
-            return encode_rows(self.model, base, domain, np.arange(len(at)), ids)
+            return encode_rows(self.model, self.tokens.base, self.tokens.domain, rows.cpu().numpy(), ids)
         outputs, mask = self._frozen
         cls, tar, _, _ = self.model.identify(outputs[rows], mask[rows], ids)
         return cls, tar
-
-
-def hiding(known: np.ndarray, base: np.ndarray, words: float) -> np.ndarray:
-    """The chance of each base piece to be hidden in a step, float [V] for all ids that `base` [N, T] has: words / (words + n)
-    for one in n of the anchors `known` [K, T] (Kiperwasser and Goldberg 2016); never PAD."""
-    n = np.zeros(int(base.max(initial=UNKNOWN)) + 1)
-    for row in known:
-        n[np.unique(row)] += 1
-    chance = words / np.maximum(words + n, 1e-9)
-    chance[PAD] = 0
-    return chance
 
 
 def train(

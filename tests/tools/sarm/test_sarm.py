@@ -19,7 +19,7 @@ from genrec.tools.sarm.anchors import anchor_of, shuffled
 from genrec.tools.sarm.encoder import AnchorEncoder, Gate, IdentityAttention, rotate
 from genrec.tools.sarm.model import SIDES, SARMModel, SARMModelConfig, encode_rows, make_bank
 from genrec.tools.sarm.tokens import PAD, UNKNOWN, Tokens, TokenStreams
-from genrec.tools.sarm.train import Trainer, hiding, predict, train
+from genrec.tools.sarm.train import Trainer, predict, train
 from genrec.tools.sarm.warm import warm_start
 
 LIKED = ("robot", "comet", "rocket")
@@ -181,33 +181,6 @@ def test_a_step_encodes_a_few_items_and_reads_the_others_from_the_bank(task: Tas
     assert trainer.choose(hidden).tolist() == every.tolist()
     trainer.config = replace(FEW, encoded=2)
     assert set(trainer.choose(hidden).tolist()) == set(hidden.nonzero().flatten().tolist())
-
-
-def test_rare_words_are_hidden_in_training_so_that_unknown_ones_have_a_vector(task: Task) -> None:
-    base = np.array([[2, 3, 2, PAD], [2, 4, PAD, PAD], [2, 3, 5, PAD], [6, UNKNOWN, PAD, PAD]], np.int32)
-    chance = hiding(base[:3], base, 2.0)
-    assert chance[PAD] == 0
-    assert chance[2:].tolist() == pytest.approx([2 / 5, 2 / 4, 2 / 3, 2 / 3, 1.0])  # 3, 2, 1, 1 and no anchors
-    assert not hiding(base[:3], base, 0.0).any()
-    torch.manual_seed(0)
-    sizes = SARMModelConfig(40, 60, 1, 5, base_tokens=9, domain_tokens=9, d=8, n=6, m=3, unknown=0.0)
-    model = SARMModel(sizes)
-    some = np.random.default_rng(0).integers(2, 9, (60, 5)).astype(np.int32)
-    tokens = Tokens(some, some, [])
-    trainer = Trainer(model, make_bank(model, some, some, np.arange(60)), tokens, replace(FEW, words=1e9, weight_decay=0.0))
-    rows = torch.arange(60)
-    blind = np.full_like(some, UNKNOWN)
-    for hidden, expected in zip(
-        trainer.encode(rows, rows), encode_rows(model, blind, blind, np.arange(60), rows), strict=True
-    ):
-        assert torch.allclose(hidden, expected, atol=1e-5)
-    before = model.encoder.base.weight.detach().clone()
-    trainer.step(task.batch(np.arange(0, 900, 9), 6))
-    moved = (model.encoder.base.weight.detach() != before).any(1)
-    assert moved[UNKNOWN] and not moved[2:].any() and not moved[PAD]
-    held = make_bank(model, some, some, np.where(np.arange(60) < 30, np.arange(60), 60))
-    few = Trainer(model, held, tokens, replace(FEW, words=1.0))
-    assert np.array_equal(few._chance, hiding(some[:30], some, 1.0))  # items held out of training do not count
 
 
 def test_where_the_history_is_hidden_the_user_side_is_too(task: Task) -> None:
