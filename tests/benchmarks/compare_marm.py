@@ -77,7 +77,8 @@ ARMS = (
     "rates", "mmoe", "din", "marm-1", "marm-2", "marm-3", "marm-4", "transformer-3", "marm-3-fresh", "marm-3-shuffled",
 )  # fmt: skip
 PAIRS = (
-    ("marm-2", "din"), ("marm-3", "din"), ("marm-2", "marm-1"), ("marm-3", "marm-1"), ("marm-4", "marm-1"),
+    ("marm-1", "din"), ("marm-2", "din"), ("marm-3", "din"),
+    ("marm-2", "marm-1"), ("marm-3", "marm-1"), ("marm-4", "marm-1"),
     ("marm-3", "marm-3-shuffled"), ("marm-3-shuffled", "marm-1"), ("marm-3-fresh", "marm-3"),
     ("transformer-3", "marm-1"), ("marm-3", "transformer-3"), ("marm-1", "mmoe"), ("mmoe", "rates"),
 )  # fmt: skip

@@ -88,7 +88,8 @@ PAIRS = (
     ("ids", "mmoe"), ("full", "mmoe"), ("text-anchor", "ids"), ("full", "text-anchor"),
     ("tags", "ids"), ("sids", "ids"), ("text", "ids"), ("base", "ids"), ("domain", "ids"), ("gate", "base"),
     ("target", "gate"), ("aux", "target"), ("full", "aux"), ("full", "ids"), ("full-shuffled", "ids"),
-    ("full", "full-shuffled"), ("full", "full-frozen"), ("full", "learned"), ("full", "tags"), ("full", "text"),
+    ("full", "full-shuffled"), ("full", "full-frozen"), ("full", "learned"), ("full-shuffled", "learned"),
+    ("learned", "ids"), ("full", "tags"), ("full", "text"),
     ("gate", "text-anchor"), ("gate", "text"),
 )  # fmt: skip
 COLD_ARMS = ("ids", "tags", "text", "text-anchor", "tfidf", "gate", "full", "full-shuffled")
