@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.errors import GenrecError, check_least
+from genrec.errors import check_least
 from genrec.evaluation.auc import inside_or_over
-from genrec.state import move_average
 from genrec.tools.ranking.heads import bce
 from genrec.tools.ranking.samples import TRAIN, VALIDATION
 from genrec.tools.ranking.task import Batch, Task
-from genrec.tools.ranking.train import Report, TrainConfig, positions_of
+from genrec.tools.ranking.train import Averaged, Report, TrainConfig, positions_of
 from genrec.tools.sarm.model import Bank, SARMModel, encode_rows, fill_bank, make_bank
 from genrec.tools.sarm.tokens import Tokens
 
@@ -30,24 +29,19 @@ from genrec.tools.sarm.tokens import Tokens
 @dataclass(frozen=True)
 class SARMTraining(TrainConfig):
     """As TrainConfig, and: aux, the weight of the auxiliary loss (lambda; ours, the paper's is not known); encoded, the
-    most items that a step encodes (0: all; ours); average: ours. An encoder learns longer than a table: with a patience
-    of three passes and without an average luck ended its fits on ML-100K (docs/ranking-tools.md)."""
+    most items that a step encodes (0: all; ours). An encoder learns longer than a table: with a patience of three
+    passes luck ended its fits on ML-100K (docs/ranking-tools.md)."""
 
     epochs: int = field(default=40, metadata={"help": "most passes over the events"})
     patience: int = field(default=8, metadata={"help": "passes without a better validation GAUC before the end"})
     batch: int = field(default=1024, metadata={"help": "exposures per step"})
     learning_rate: float = field(default=8e-3, metadata={"help": "of Adam"})
     aux: float = field(default=0.1, metadata={"help": "weight of the auxiliary loss"})
-    average: float = field(
-        default=0.998, metadata={"help": "decay of the moving average of weights that is the result"}
-    )
     encoded: int = field(default=128, metadata={"help": "most items that a step encodes (0: all of its batch)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, {"aux": 0, "encoded": 0})
-        if not 0 <= self.average < 1:
-            raise GenrecError(f"average is {self.average}; it must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -60,11 +54,11 @@ class Trained:
 
 
 class Trainer:
-    """One training step at a time, with the optimizer's state. averaged: the model with the average of the weights."""
+    """One training step at a time, with the optimizer's state and the average of the weights."""
 
     def __init__(self, model: SARMModel, bank: Bank, tokens: Tokens, config: SARMTraining) -> None:
         self.model, self.bank, self.tokens, self.config = model, bank, tokens, config
-        self.averaged, self.steps = copy.deepcopy(model), 0
+        self.averaged = Averaged(model, config.average)
         self.optimizer = torch.optim.Adam(
             [p for p in model.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -100,8 +94,7 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()
-        self.steps += 1
-        move_average(list(self.averaged.parameters()), list(model.parameters()), self.config.average, self.steps)
+        self.averaged.follow(model)
         if model.config.side == "anchor":
             shown = ~hidden[rows]  # what a hidden item's h_TAR is, is not what it is at a request
             bank.cls[rows] = cls.detach()
@@ -147,7 +140,7 @@ def train(
     positions = np.flatnonzero(task.part == TRAIN)
     values: list[float] = []
     best, seconds = copy.deepcopy(model.state_dict()), 0.0
-    averaged = trainer.averaged
+    averaged = trainer.averaged.model
     for epoch in range(config.epochs):
         model.train()
         for at in shuffled_batches(positions, config.batch, rng):

@@ -105,6 +105,27 @@ def test_no_future_event_is_ever_in_the_cache(task: Task) -> None:
     assert memory.written == asked - tested
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_result_is_an_average_of_the_weights(whole: bool, task: Task) -> None:
+    found = {}
+    for average in (0.0, 0.9):
+        model = make_ranker(task, "attention", 0, layers=2, n=6, d=8)
+        config = TrainConfig(epochs=1, batch=16, average=average)
+        if whole:
+            train_sequences(model, task, config)
+        else:
+            memory = CachedStates(StateCache(cache_for(model.config, task.users)), task.samples.sequences.users)
+            train(model, task, config, memory)
+        assert not model.training
+        found[average] = model.item.weight.detach().clone()
+    first = make_ranker(task, "attention", 0, layers=2, n=6, d=8).item.weight.detach()
+    moved = {average: float((weight - first).norm()) for average, weight in found.items()}
+    assert 0 < moved[0.9] < moved[0.0]  # it lags behind
+    assert not torch.allclose(found[0.9], found[0.0], atol=1e-4)
+    with pytest.raises(GenrecError, match=r"average is 1\.0; it must be at least 0 and less than 1"):
+        TrainConfig(average=1.0)
+
+
 def test_scoring_writes_nothing_and_observing_does(fitted: MARM, task: Task) -> None:
     s = task.samples.sequences
     assert isinstance(fitted, Ranker) and fitted.memory is not None

@@ -210,8 +210,8 @@ def test_the_result_is_an_average_of_the_weights(task: Task) -> None:
     for step in range(1, 14):  # the decay is less in the beginning: step / (step + 9), at most .5
         trainer.step(task.batch(np.arange(0, 900, 9), 6))
         expected = expected.lerp(model.user.weight.detach(), 1 - min(0.5, step / (step + 9)))
-    assert torch.allclose(trainer.averaged.user.weight, expected, atol=1e-6)
-    assert not torch.allclose(trainer.averaged.user.weight, model.user.weight, atol=1e-4)
+    assert torch.allclose(trainer.averaged.model.user.weight, expected, atol=1e-6)
+    assert not torch.allclose(trainer.averaged.model.user.weight, model.user.weight, atol=1e-4)
     found = {}
     for average in (0.0, 0.9):
         torch.manual_seed(0)
