@@ -10,8 +10,8 @@ OxygenREC (2512.22386) gives the loss, its floor and the reward's parts. Ours, w
   it.
 - The ranker's reward is its score less beta (log pi_old - log pi0), pi0 being the start model (`ranking` anchored; see
   genrec.alignment.rewards). Advantages are not divided by their group's deviation then: where the policy is at the
-  optimum all rewards of a group are equal, and a division would blow up the rest. They are in the ranker's units in
-  every scenario: else one in which the ranking weighs little would pull as much less.
+  optimum all rewards of a group are equal, and a division would blow up the rest. Instead each scenario's rewards are
+  divided by the weight of the ranking in them (`unit`): a point of its score and a nat of drift count alike in all.
 - The last completions of a beam make room for the target and the ranker's best (`injected`). At that optimum the
   gradient is 0 whatever was completed, so completions need not be drawn from pi.
 - The result is an average of the weights. The untouched model is the first candidate. Guard "best": the average that
@@ -58,6 +58,7 @@ from training.generator import loss_of
 RATIOS = (0.0, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)  # lower edges of the histogram of ratios
 GATES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99)  # of how far the gates are open
 WARMUP, CLIP, WEIGHT_DECAY = 20, 1.0, 0.01
+LEAST_UNIT = 0.05
 WATCHED = 16  # requests of a batch that the probe looks at
 Evaluate = Callable[[GeneratorModel], dict[str, float]]  # on validation: "ndcg"; "high" of its difference to the start
 
@@ -116,8 +117,8 @@ class Positions:
 @dataclass(frozen=True)
 class Rollout:
     """A batch of rollouts: history, request [B, 1]; items: int64 [B, G], -1 where there is none; advantages: float
-    [B, G], after the floor; rewards as they were given, without the cost of drift; zeroed: bool [B, G], what the floor
-    took; drift: float [B, G], log pi_old - log pi0 in nats, zeros where it costs nothing."""
+    [B, G], after the floor; rewards as they were given, without the cost of drift and undivided; zeroed: bool [B, G],
+    what the floor took; drift: float [B, G], log pi_old - log pi0 in nats, zeros where it costs nothing."""
 
     history: History
     request: Request
@@ -211,8 +212,8 @@ class Aligner(State):
         if self.start is not None:
             drift = self.drift(history, request, np.concatenate([items, wanted[:, None]], 1))
             price = np.array([[config.beta or self.price(c.scenario)] for c in contexts])
-            part = self.weights.of([c.scenario for c in contexts], RANKING)
-            charged = given.less(part * price * drift).times(1 / np.where(part > 0, part, 1))
+            weight = self.weights.of([c.scenario for c in contexts], RANKING)
+            charged = given.less(weight * price * drift).times(1 / unit(weight))
         advantages, zeroed = advantages_of(charged, items, config)
         seconds["reward"] = time.perf_counter() - clock
         to = self.device
@@ -294,7 +295,11 @@ class Aligner(State):
         """
         config = self.config
         identity = {k: v for k, v in config.as_dict().items() if k not in ("bundle", "out", "checkpoint_seconds")}
-        identity |= {"model": self.model.config.to_diff_dict(), "rewards": self.weights.weights}
+        identity |= {
+            "model": self.model.config.to_diff_dict(),
+            "rewards": self.weights.weights,
+            "shares": self.weights.shares,
+        }
         lines: list[str] = []
         if self.load(folder / CHECKPOINT):
             if read_json(folder / "run.json") != identity:
@@ -365,6 +370,12 @@ class Aligner(State):
             "entropy": seen.entropy,
             "legality": seen.legality,
         }
+
+
+def unit(weight: np.ndarray) -> np.ndarray:
+    """What rewards are divided by where the ranking has this weight: itself, at least LEAST_UNIT, lest what is left of
+    the reward grow without bound; 1 where the scenario has no ranking, and so no price of drift either."""
+    return np.where(weight > 0, np.maximum(weight, LEAST_UNIT), 1.0)
 
 
 def learning_rate(config: AlignConfig, step: int) -> float:

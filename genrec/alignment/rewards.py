@@ -8,9 +8,10 @@ ID). Every part is float32 [B, G] from 0 to 1, and 0 where the completion is -1.
 (no target, no query, no item in view) all of its group get the same 0, which no advantage notices.
 
 The ranking part has another form for training, `score`: the ranker's score s itself, less (`Rewards.less`) what the
-drift from the start model pi0 costs. KL-regularised reinforcement learning, max E[s] - beta KL(pi || pi0), has the
-optimum pi0 exp(s / beta): its order is that of beta log pi0 + s, genrec's fused list, where beta is the generator's
-weight over the tools' (`price_of_drift`). That form is ours.
+drift from the start model pi0 costs; then all is divided by the ranking's weight (`Rewards.times`). KL-regularised
+reinforcement learning, max E[s] - beta KL(pi || pi0), has the optimum pi0 exp(s / beta): its order is that of
+beta log pi0 + s, genrec's fused list, where beta is the generator's weight over the tools' (`price_of_drift`). That
+form is ours.
 
 The floor of SA-GCPO is the reward of the target as if it were a completion, without GROUP parts; a target that is not
 legal (not in the catalogue, or had before) has none: NaN.
@@ -240,9 +241,9 @@ class Rewards:
         return replace(self, total=self.total - each, own=self.own - each, floor=self.floor - target)
 
     def times(self, factors: np.ndarray) -> Rewards:
-        """With each request's rewards and floor multiplied, float [B, 1]. Parts stay."""
-        by = factors.astype(np.float32)
-        return replace(self, total=self.total * by, own=self.own * by, floor=self.floor * by[:, 0])
+        """With each request's rewards and floor multiplied by factors above 0, float [B, 1]. Parts stay."""
+        each = factors.astype(np.float32)
+        return replace(self, total=self.total * each, own=self.own * each, floor=self.floor * each[:, 0])
 
     def shuffled(self, there: np.ndarray, rng: np.random.Generator) -> Rewards:
         """Each group's rewards dealt out anew among the completions that are there, bool [B, G]: what is rewarded is

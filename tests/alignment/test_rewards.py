@@ -116,6 +116,15 @@ def test_the_ranker_can_speak_by_its_score_and_drift_costs() -> None:
     assert less.floor.tolist() == [0.5, -0.5]
 
 
+def test_rewards_can_be_given_in_another_unit() -> None:
+    weights = ScenarioWeights({"home": {"hit": 0.3, "ranking": 0.7}}, {"home": 1.0})
+    found = judge(GROUP, replace(context(), targets=np.array([0, -1])), weights)
+    other = found.times(np.array([[3.0], [0.5]]))
+    assert other.total == pytest.approx(found.total * [[3.0], [0.5]]) and other.own == pytest.approx(other.total)
+    assert (other.own[0][found.hits[0]] == other.floor[0]).all() and found.hits[0].any()  # to the last bit
+    assert np.isnan(other.floor[1]) and other.parts is found.parts
+
+
 def test_shuffled_rewards_are_those_of_the_same_group() -> None:
     found = judge(GROUP, context(), ScenarioWeights({"home": {"ranking": 1.0}}, {"home": 1.0}))
     there = GROUP >= 0

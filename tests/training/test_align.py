@@ -27,7 +27,7 @@ from training.align import Align, verdict
 from training.align_config import LOSSES, AlignConfig
 from training.evaluate import ALONE_ROW
 from training.fit import SPLITS, Fit
-from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function
+from training.policy import Aligner, Positions, advantages_of, histogram, learning_rate, loss_function, unit
 
 ITEMS, DIMENSIONS = 24, 8
 
@@ -143,18 +143,33 @@ def test_the_anchored_ranking_leads_to_the_start_times_the_rankers_exponential(r
     assert log(tmp_path)[-1]["drift"] > 0
 
 
-def test_a_scenario_in_which_the_ranking_weighs_little_pulls_as_hard() -> None:
+def test_the_rankers_score_and_drift_count_alike_in_every_scenario() -> None:
     """All completions are legal: `format` adds the same to each, and takes weight from the ranking."""
     model, positions, bench = world()
-    light = ScenarioWeights({"home": {"ranking": 0.1, "format": 0.9}}, {"home": 1.0})
-    config = settings(ranking="anchored", beta=1.0)
-    one, two = (Aligner(model, positions, ranked(bench), w, config).roll_out() for w in (RANKING, light))
-    assert torch.equal(one.items, two.items)
-    assert torch.allclose(one.advantages, two.advantages, atol=1e-4) and one.advantages.abs().max() > 0.5
-    assert torch.equal(one.zeroed, two.zeroed)
-    assert two.rewards.total.max() < one.rewards.total.max()  # what is said of them is as the weights have it
+    config, shares = settings(beta=1.0, requests=24), {"home": 0.5, "item": 0.5}
+    heavy = ScenarioWeights({"home": {"ranking": 1.0}, "item": {"ranking": 1.0}}, shares)
+    light = ScenarioWeights({"home": {"ranking": 1.0}, "item": {"ranking": 0.1, "format": 0.9}}, shares)
+    found = []
+    for weights in (heavy, light):
+        run = Aligner(model, positions, ranked(bench), weights, config)
+        assert run.start is not None
+        torch.manual_seed(0)
+        for p in run.start.parameters():  # as after some steps: the policy has drifted
+            p.add_(0.2 * torch.randn_like(p))
+        found.append(run.roll_out())
+    one, two = found
+    mine = np.array([c.scenario == "item" for c in two.contexts])
+    assert torch.equal(one.items, two.items) and 0 < mine.sum() < len(mine) and np.abs(one.drift).max() > 0.1
+    assert torch.allclose(one.advantages, two.advantages, atol=1e-3) and one.advantages.abs().max() > 0.5
+    assert torch.equal(one.zeroed, two.zeroed) and one.zeroed[mine].any()
+    assert (
+        two.rewards.total[mine].max() < one.rewards.total[mine].max()
+    )  # what is said of them is as the weights have it
     none = ScenarioWeights({"home": {"tail": 1.0}}, {"home": 1.0})
-    assert Aligner(model, positions, ranked(bench), none, config).roll_out().advantages.isfinite().all()
+    plain = Aligner(model, positions, ranked(bench), none, settings(floor=False)).roll_out()
+    total = torch.from_numpy(plain.rewards.total)
+    assert torch.allclose(plain.advantages, total - total.mean(1, keepdim=True), atol=1e-6)
+    assert unit(np.array([0.8, 0.05, 0.001, 0.0])).tolist() == [0.8, 0.05, 0.05, 1.0]
 
 
 def test_a_beams_last_completions_are_the_target_and_the_rankers_best() -> None:
