@@ -159,15 +159,8 @@ def settings(args: argparse.Namespace, seed: int) -> tuple[TrainConfig, dict[str
 
 def planted_settings(epochs: int, seed: int, d: int, n: int) -> tuple[TrainConfig, dict[str, Any]]:
     config = TrainConfig(
-        epochs=epochs,
-        batch=200,
-        learning_rate=5e-3,
-        weight_decay=0,
-        patience=PATIENCE,
-        average=0,
-        inside=False,
-        seed=seed,
-    )
+        epochs, batch=200, learning_rate=5e-3, weight_decay=0, patience=PATIENCE, average=0, inside=False, seed=seed
+    )  # fmt: skip
     return config, {"d": d, "n": n, "dropout": 0.0, "unknown": 0.0, "blank": 0.0}
 
 
