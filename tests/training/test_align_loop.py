@@ -274,6 +274,9 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     aligner(settings(steps=3)).run(tmp_path, constant, lambda _: None)
     with pytest.raises(GenrecError, match="alignment of other settings"):
         aligner(settings(steps=3, learning_rate=1e-3)).run(tmp_path, constant, lambda _: None)
+    other = ScenarioWeights(TAIL.weights, {"home": 0.5, "item": 0.5})
+    with pytest.raises(GenrecError, match="of other settings"):
+        aligner(settings(steps=3), other).run(tmp_path, constant, lambda _: None)
 
 
 def test_the_log_holds_what_must_be_watched(tmp_path: Path) -> None:
